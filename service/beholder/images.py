@@ -1,0 +1,102 @@
+"""Image bytes -> verified RGB pixels and the sha256 of the bytes.
+
+Training and serving both decode here, so a picture has the same pixels on both sides: EXIF rotation applied, alpha
+laid over white, 16-bit greyscale scaled to 8 bits, everything converted to RGB. Limits are checked on the header,
+before any pixel is decoded.
+"""
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from beholder.errors import ImageError, ImageNotFound, ImageTooLarge
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What is refused before decoding. `max_aspect` is the longer side over the shorter one."""
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 50_000_000
+    max_aspect: float = 190.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """`pixels` is in mode RGB; `sha256` is the hex digest of the bytes that it was decoded from."""
+
+    pixels: Image.Image
+    sha256: str
+
+
+def decode_base64(text: str, limits: ImageLimits = ImageLimits()) -> bytes:
+    """The bytes of a data URL or of plain base64. Raises ImageError, ImageTooLarge."""
+    payload = text[match.end() :] if (match := _DATA_URL.match(text)) else text
+    if len(payload) * 3 // 4 > limits.max_bytes + 2:
+        raise ImageTooLarge(f"the image is larger than {limits.max_bytes} bytes: send a smaller one")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(
+            f"the image is neither a data URL nor base64 ({error}): send data:image/png;base64,..."
+        ) from None
+
+
+def load_image(data: bytes, limits: ImageLimits = ImageLimits()) -> LoadedImage:
+    """Decode `data`. Raises ImageError for anything but a whole PNG, JPEG, WebP or GIF (its first frame)."""
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"the image has {len(data)} bytes, at most {limits.max_bytes} are accepted")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size, limits)
+            pixels = _to_rgb(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"the {len(data)} bytes are not a {', '.join(FORMATS)} image") from None
+    except Exception as error:
+        # Pillow's decoders raise many types on hostile bytes (OSError, SyntaxError, struct.error, ...).
+        raise ImageError(f"the image cannot be decoded: {error}") from None
+    return LoadedImage(pixels, hashlib.sha256(data).hexdigest())
+
+
+def load_image_file(path: Path, limits: ImageLimits = ImageLimits()) -> LoadedImage:
+    """`load_image` of a file; errors name the path."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageNotFound(f"image {path}: {error.strerror}") from None
+    try:
+        return load_image(data, limits)
+    except ImageError as error:
+        raise type(error)(f"image {path}: {error}") from None
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise ImageTooLarge(f"the image is {width} x {height}, at most {limits.max_pixels} pixels are accepted")
+    if max(size) > limits.max_aspect * min(size):
+        raise ImageError(f"the image is {width} x {height}, an aspect ratio above {limits.max_aspect:g}: crop it")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in _SIXTEEN_BIT:
+        upright = upright.point(lambda value: value / 256).convert("L")
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(white, rgba)
+    return upright.convert("RGB")

@@ -1,0 +1,138 @@
+"""Prompts -> the tensors of one packed forward.
+
+`PromptEncoder` belongs to one base model or checkpoint: it processes pictures with the checkpoint's own image
+processor, expands each placeholder to as many tokens as the picture takes, and packs the responses of a prompt.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beholder.errors import PromptTooLong
+from beholder.images import LoadedImage
+from beholder.lru import ByteBoundedCache
+from beholder.modeling.packing import PADDING, Packed, pack
+from beholder.prompts import Prompt
+
+IMAGE_TYPE = 1  # Hugging Face's mm_token_type_ids: text 0, image 1
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One processed image: the model's tensors, and the token ids that its placeholder becomes."""
+
+    tensors: dict[str, Tensor]
+    token_ids: list[int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedGroup:
+    """The responses of one prompt, ready to be batched. `pictures` are those of the shared prefix."""
+
+    packed: Packed
+    pictures: list[Picture]
+
+    @property
+    def bytes(self) -> int:
+        return sum(picture.bytes for picture in self.pictures) + 24 * len(self.packed.token_ids)
+
+
+class PromptEncoder:
+    """Raises PromptTooLong when one sequence exceeds `max_length` tokens (0: no limit)."""
+
+    def __init__(self, processor: Any, image_token_id: int, max_length: int = 0, cache_bytes: int = 2**30) -> None:
+        self.image_token_id = image_token_id
+        self.max_length = max_length
+        self._processor = processor
+        self._cache: ByteBoundedCache[str, Picture] = ByteBoundedCache(cache_bytes)
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, image_token_id: int, max_length: int = 0, cache_bytes: int = 2**30
+    ) -> "PromptEncoder":
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        return cls(processor, image_token_id, max_length, cache_bytes)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills a short row; masked, so any token of the vocabulary does."""
+        return int(self._processor.tokenizer.pad_token_id or 0)
+
+    def processor_settings(self) -> dict[str, Any]:
+        """What decides the pixels that the model sees: backend, sizes, tiles, normalisation."""
+        image_processor = self._processor.image_processor
+        backend = "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
+        settings = json.loads(image_processor.to_json_string())
+        return {"backend": backend, **settings}
+
+    def save(self, folder: Path) -> None:
+        """Write processor, tokenizer and chat template as Hugging Face does."""
+        self._processor.save_pretrained(folder)
+
+    def encode(self, prompts: Sequence[Prompt]) -> EncodedGroup:
+        """Pack `prompts`, which differ in their response alone."""
+        pictures = [self.picture(image) for image in prompts[0].images]
+        sequences = [self._expand(prompt.token_ids, pictures) for prompt in prompts]
+        longest = max(map(len, sequences))
+        if self.max_length and longest > self.max_length:
+            raise PromptTooLong(f"a prompt and response have {longest} tokens, at most {self.max_length} fit")
+        return EncodedGroup(pack(sequences), pictures)
+
+    def picture(self, image: LoadedImage) -> Picture:
+        """Process one image, or take it from the cache."""
+        if (known := self._cache.get(image.sha256)) is not None:
+            return known
+        outputs = self._processor.image_processor(images=[image.pixels], return_tensors="pt")
+        replacement = self._processor.replace_image_token(outputs, 0)
+        token_ids = self._processor.tokenizer(replacement, add_special_tokens=False)["input_ids"]
+        tensors = {name: outputs[name] for name in ("pixel_values", "image_grid_thw") if name in outputs}
+        picture = Picture(tensors, token_ids)
+        self._cache.put(image.sha256, picture, picture.bytes)
+        return picture
+
+    def _expand(self, token_ids: Sequence[int], pictures: list[Picture]) -> list[int]:
+        remaining = iter(pictures)
+        expanded: list[int] = []
+        for token_id in token_ids:
+            expanded += next(remaining).token_ids if token_id == self.image_token_id else (token_id,)
+        return expanded
+
+
+def collate(groups: Sequence[EncodedGroup], image_token_id: int, pad_token_id: int) -> dict[str, Any]:
+    """One batch, a row a group.
+
+    input_ids, segments, offsets, mm_token_type_ids: (groups, length), int64; padding has segment PADDING.
+    rows, columns: (responses,): where each response's reward is read, group by group.
+    pictures: {name: tensors of all images, concatenated}; empty for text.
+    """
+    length = max(len(group.packed.token_ids) for group in groups)
+    input_ids = _padded([group.packed.token_ids for group in groups], length, pad_token_id)
+    return {
+        "input_ids": input_ids,
+        "segments": _padded([group.packed.segments for group in groups], length, PADDING),
+        "offsets": _padded([group.packed.offsets for group in groups], length, 0),
+        "mm_token_type_ids": (input_ids == image_token_id).long() * IMAGE_TYPE,
+        "rows": torch.tensor([row for row, group in enumerate(groups) for _ in group.packed.last]),
+        "columns": torch.tensor([index for group in groups for index in group.packed.last]),
+        "pictures": _concatenate([picture for group in groups for picture in group.pictures]),
+    }
+
+
+def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def _concatenate(pictures: list[Picture]) -> dict[str, Tensor]:
+    names = pictures[0].tensors if pictures else ()
+    return {name: torch.cat([picture.tensors[name] for picture in pictures]) for name in names}

@@ -1,0 +1,147 @@
+"""A vision-language backbone with a scalar reward head, forwarded packed.
+
+The reward of a response is the head's output at its last token, in float32 whatever the backbone's dtype.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beholder.errors import CheckpointError
+from beholder.modeling.architectures import Architecture, architecture_of
+from beholder.modeling.packing import PADDING, PREFIX, attention_mask
+
+
+class RewardModel(nn.Module):
+    """`backbone` is the Hugging Face base model (without language-model head) of a supported architecture."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.architecture: Architecture = architecture_of(backbone.config)
+        self.backbone = backbone
+        hidden = backbone.config.get_text_config().hidden_size
+        self.score = nn.Linear(hidden, 1, bias=False, dtype=torch.float32)
+        nn.init.normal_(self.score.weight, std=1 / (hidden + 1))  # method.md, published set-up
+
+    @classmethod
+    def from_base(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "RewardModel":
+        """A pretrained base with a new head. Raises CheckpointError where it is unsupported or incomplete."""
+        _read_architecture(folder)
+        return cls(_load_backbone(folder, dtype, renames={}))
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "RewardModel":
+        """The model that an exported checkpoint holds; its head stays in float32. Raises CheckpointError."""
+        architecture = _read_architecture(folder)
+        renames = {f"^{re.escape(stored)}": own for own, stored in architecture.renames}
+        model = cls(_load_backbone(folder, dtype, renames))
+        with torch.no_grad():
+            model.score.weight.copy_(_read_weight(folder, architecture.head_key))
+        return model.eval()
+
+    @property
+    def vision(self) -> nn.Module:
+        """The vision tower."""
+        tower: nn.Module = getattr(self.backbone, self.architecture.vision)
+        return tower
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        segments: Tensor,
+        offsets: Tensor,
+        mm_token_type_ids: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        pictures: dict[str, Tensor],
+    ) -> Tensor:
+        """Rewards (responses,), float32, of a batch that `inputs.collate` made."""
+        output = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask(segments),
+            position_ids=self._positions(input_ids, segments, offsets, mm_token_type_ids, pictures),
+            use_cache=False,
+            **pictures,
+        )
+        last: Tensor = output.last_hidden_state[rows, columns]
+        rewards: Tensor = self.score(last.float()).squeeze(-1)
+        return rewards
+
+    def _positions(
+        self, input_ids: Tensor, segments: Tensor, offsets: Tensor, types: Tensor, pictures: dict[str, Tensor]
+    ) -> Tensor:
+        """Position ids as if every response stood alone: (batch, length), or (3, batch, length) for mRoPE."""
+        if not hasattr(self.backbone, "get_rope_index"):
+            return offsets
+        if "image_grid_thw" not in pictures:
+            return offsets.expand(3, -1, -1)
+        return mrope_positions(self.backbone, input_ids, segments, offsets, types, pictures["image_grid_thw"])
+
+
+def _read_architecture(folder: Path) -> Architecture:
+    from transformers import AutoConfig
+
+    try:
+        return architecture_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) -> Any:
+    """The base model; `renames` maps patterns of stored names to its own.
+
+    Raises CheckpointError when a weight is missing: Hugging Face would draw it at random and only warn.
+    """
+    from transformers import AutoModel
+
+    backbone, found = AutoModel.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        key_mapping=renames,
+        output_loading_info=True,
+    )
+    if missing := sorted(found["missing_keys"]) + sorted(found["mismatched_keys"]):
+        raise CheckpointError(f"{folder} lacks {len(missing)} weights of the model, {missing[0]} first")
+    return backbone
+
+
+def _read_weight(folder: Path, key: str) -> Tensor:
+    """One weight of a checkpoint, whichever file it is in."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            if key in weights.keys():  # noqa: SIM118 (not a mapping)
+                tensor: Tensor = weights.get_tensor(key)
+                return tensor
+    raise CheckpointError(f"{folder} has no weight {key}")
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast in place. Buffers stay in float32: rounding the rotary frequencies would move every position."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def mrope_positions(
+    backbone: Any, input_ids: Tensor, segments: Tensor, offsets: Tensor, types: Tensor, grid: Tensor
+) -> Tensor:
+    """(3, batch, length). Images stand in the prefix, so a response's positions run on from the prefix's greatest.
+
+    The prefix's come from the backbone's own `get_rope_index`; a response's token at offset o then has
+    greatest + 1 + (o - prefix length) in all three dimensions.
+    """
+    in_prefix = segments == PREFIX
+    positions, _ = backbone.get_rope_index(
+        input_ids=input_ids, mm_token_type_ids=types, image_grid_thw=grid, attention_mask=in_prefix.long()
+    )
+    prefix_length = in_prefix.sum(dim=1, keepdim=True)
+    greatest = positions.masked_fill(~in_prefix, -1).amax(dim=(0, 2)).unsqueeze(1)
+    following = greatest + 1 + offsets - prefix_length
+    following = following.masked_fill(segments == PADDING, 0)
+    return torch.where(in_prefix, positions, following)

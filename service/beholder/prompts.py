@@ -1,0 +1,206 @@
+"""Conversation, response and images -> the token ids that the model reads.
+
+Training, export and every engine render here, so train and serve cannot drift apart. The chat template is rendered
+once for each shape of conversation, with a sentinel in place of every text; the texts are then put in verbatim. So no
+text is ever interpreted by the template, and a special token written in a text (`<|im_end|>`, an image placeholder)
+is encoded as plain characters: it cannot end a turn, add an image or cut a response. For text without special tokens
+the ids are exactly those of the rendered string.
+
+Each image stands as one placeholder token; engines expand it (expansion depends on the picture's size).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from beholder.errors import CheckpointError, EmptyResponse, ImageMismatch, InvalidText
+from beholder.images import LoadedImage
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """The place of one image inside a turn; slots take the images in order."""
+
+
+IMAGE: Final = ImageSlot()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message: who speaks, and its parts in order."""
+
+    role: Role
+    parts: tuple[str | ImageSlot, ...]
+
+
+Conversation = tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an engine scores. `token_ids` has one placeholder a picture, in the order of `images`."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[LoadedImage, ...]
+
+
+def single_turn(prompt: str, image_count: int) -> Conversation:
+    """The conversation of a plain `prompt`: its images first, then the text."""
+    return (Turn("user", (*[IMAGE] * image_count, prompt)),)
+
+
+_SENTINEL = "\ue0f0{}\ue0f1"
+_SENTINEL_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
+_Shape = tuple[tuple[Role, tuple[bool, ...]], ...]  # a conversation without its texts; True is an image slot
+
+
+class PromptRenderer:
+    """Renders for one checkpoint.
+
+    `tokenizer` is a fast Hugging Face tokenizer with a chat template, `image_token_id` the placeholder's id.
+    Raises CheckpointError when template and tokenizer cannot be rendered exactly.
+    """
+
+    def __init__(self, tokenizer: Any, image_token_id: int) -> None:
+        self.image_token_id = image_token_id
+        self._template = tokenizer
+        image_token = tokenizer.convert_ids_to_tokens(image_token_id)
+        self._backend, self._special_ids = _plain_backend(tokenizer, image_token)
+        by_length = sorted(self._special_ids, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(re.escape(token) for token in by_length))
+        self._pieces = lru_cache(maxsize=256)(self._render_pieces)
+        self._check_exact()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "PromptRenderer":
+        """The renderer of a checkpoint or base model folder."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return cls(tokenizer, read_image_token_id(folder))
+
+    @property
+    def chat_template(self) -> str:
+        return str(self._template.chat_template)
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """Every string that is a control token in the template and plain text in a conversation."""
+        return list(self._special_ids)
+
+    def render(self, conversation: Conversation, response: str, images: Sequence[LoadedImage] = ()) -> Prompt:
+        """The prompt for `response` as the assistant's answer to `conversation`.
+
+        Raises EmptyResponse, ImageMismatch, InvalidText.
+        """
+        if not response.strip():
+            raise EmptyResponse("the response is empty: a reward needs a response")
+        slots = sum(part is IMAGE for turn in conversation for part in turn.parts)
+        if slots != len(images):
+            raise ImageMismatch(f"the conversation has {slots} image places but {len(images)} images were given")
+        return Prompt(self.token_ids(conversation, response), tuple(images))
+
+    def token_ids(self, conversation: Conversation, response: str) -> tuple[int, ...]:
+        """The ids alone; one placeholder an image slot."""
+        turns = (*conversation, Turn("assistant", (response,)))
+        shape = tuple((turn.role, tuple(isinstance(part, ImageSlot) for part in turn.parts)) for turn in turns)
+        texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
+        pieces = self._pieces(shape)
+        return tuple(self._encode(pieces, texts))
+
+    def _render_pieces(self, shape: _Shape) -> tuple[str, ...]:
+        """The template's own text around the n texts of a conversation: n + 1 pieces."""
+        messages, text_count = [], 0
+        for role, parts in shape:
+            content: list[dict[str, str]] = []
+            for is_image in parts:
+                if is_image:
+                    content.append({"type": "image"})
+                else:
+                    content.append({"type": "text", "text": _SENTINEL.format(text_count)})
+                    text_count += 1
+            messages.append({"role": role, "content": content})
+        try:
+            rendered = self._template.apply_chat_template(messages, tokenize=False)
+        except Exception as error:
+            # Chat templates are programs of the checkpoint and raise what they like.
+            raise CheckpointError(f"the chat template fails on roles {[role for role, _ in shape]}: {error}") from None
+        found = [int(number) for number in _SENTINEL_PATTERN.findall(rendered)]
+        if found != list(range(text_count)):
+            raise CheckpointError(
+                f"the chat template must show each of the {text_count} texts once and in order; it shows {found}"
+            )
+        return tuple(_SENTINEL_PATTERN.split(rendered)[::2])
+
+    def _encode(self, pieces: tuple[str, ...], texts: list[str]) -> list[int]:
+        """Special tokens count in the template's pieces alone; between two of them everything is encoded as one."""
+        ids: list[int] = []
+        plain = ""
+        for piece, text in zip(pieces, [*texts, ""], strict=True):
+            start = 0
+            for match in self._special_pattern.finditer(piece):
+                ids += self._encode_plain(plain + piece[start : match.start()])
+                ids.append(self._special_ids[match.group()])
+                plain, start = "", match.end()
+            plain += piece[start:] + text
+        return ids + self._encode_plain(plain)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError):
+            raise InvalidText("the text has a lone surrogate: it is not valid Unicode, send UTF-8") from None
+        return ids
+
+    def _check_exact(self) -> None:
+        """Segment by segment must give the ids of the whole string, or stock clients would get other scores."""
+        question, answer = "Which  one is it?\n(a) or (b)", "It is é, the 2nd one."
+        conversation = single_turn(question, 1)
+        shape: _Shape = (("user", (True, False)), ("assistant", (False,)))
+        before, between, after = self._pieces(shape)
+        whole = self._template(before + question + between + answer + after, add_special_tokens=False)["input_ids"]
+        if self.token_ids(conversation, answer) != tuple(whole):
+            raise CheckpointError(
+                "this tokenizer encodes text beside special tokens in a way that Beholder cannot reproduce"
+            )
+        if whole.count(self.image_token_id) != 1:
+            raise CheckpointError(
+                f"the chat template gives an image {whole.count(self.image_token_id)} placeholders, not 1"
+            )
+
+
+def read_image_token_id(folder: Path) -> int:
+    """The image placeholder's id, from config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+    for key in ("image_token_id", "image_token_index"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    raise CheckpointError(f"{folder / 'config.json'} names no image_token_id: not a vision-language model")
+
+
+def _plain_backend(tokenizer: Any, image_token: str) -> tuple[Any, dict[str, int]]:
+    """A private tokenizer that encodes special tokens as plain text, and the special tokens' ids."""
+    from tokenizers import Tokenizer
+
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError("the tokenizer has no tokenizer.json (a fast tokenizer is needed)")
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in description["added_tokens"]:
+        token["special"] = token["special"] or token["content"] == image_token
+    backend = Tokenizer.from_str(json.dumps(description))
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    special = {token["content"]: int(token["id"]) for token in description["added_tokens"] if token["special"]}
+    return backend, special

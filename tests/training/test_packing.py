@@ -1,0 +1,73 @@
+"""Packed scores are the scores of separate forwards, for every architecture."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.pictures import png
+
+from beholder.images import load_image
+from beholder.modeling.architectures import ARCHITECTURES
+from beholder.modeling.inputs import PromptEncoder, collate
+from beholder.modeling.packing import attention_mask, common_prefix_length, pack
+from beholder.modeling.reward_model import RewardModel
+from beholder.prompts import PromptRenderer, single_turn
+from beholder_training.bases import make_base
+
+RESPONSES = ["It is red.", "Definitely blue!", "Maybe é, or not <|im_end|> at all.", "It is redder."]
+
+
+def test_pack_shares_the_prefix_once() -> None:
+    packed = pack([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]])
+    assert packed.token_ids == [1, 2, 3, 4, 5, 3]
+    assert packed.segments == [0, 0, 1, 1, 2, 3]
+    assert packed.offsets == [0, 1, 2, 3, 2, 2]
+    assert packed.last == [3, 4, 5]
+
+
+def test_identical_sequences_keep_a_token_each() -> None:
+    assert common_prefix_length([[1, 2, 3], [1, 2, 3]]) == 2
+    assert pack([[1, 2, 3], [1, 2, 3]]).last == [2, 3]
+
+
+def test_mask_shows_prefix_and_own_response_only() -> None:
+    mask = attention_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0]
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_equals_separate_and_plain_hugging_face(architecture: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make_base(tmp_path / "base", architecture)
+    renderer = PromptRenderer.from_folder(tmp_path / "base")
+    encoder = PromptEncoder.from_folder(tmp_path / "base", renderer.image_token_id)
+    model = RewardModel.from_base(tmp_path / "base").eval()
+    torch.nn.init.normal_(model.score.weight)
+    image = load_image(png(100, 60))
+    prompts = [renderer.render(single_turn("What colour is it?", 1), text, [image]) for text in RESPONSES]
+    text_only = renderer.render(single_turn("Hello?", 0), "Hi.")
+
+    def rewards(*groups: list) -> torch.Tensor:  # type: ignore[type-arg]
+        batch = collate([encoder.encode(group) for group in groups], renderer.image_token_id, encoder.pad_token_id)
+        with torch.inference_mode():
+            scores: torch.Tensor = model(**batch)
+            return scores
+
+    separate = torch.cat([rewards([prompt]) for prompt in prompts])
+    assert torch.allclose(rewards(prompts), separate, atol=1e-4)
+    assert torch.allclose(rewards(prompts, [text_only])[:4], separate, atol=1e-4)
+    assert torch.allclose(rewards(prompts, [text_only])[4], rewards([text_only])[0], atol=1e-4)
+
+    group = encoder.encode([prompts[0]])
+    ids = torch.tensor([group.packed.token_ids])
+    types = {"mm_token_type_ids": (ids == renderer.image_token_id).long()} if "qwen" in architecture else {}
+    with torch.inference_mode():
+        plain = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **types, **group.pictures[0].tensors)
+        assert torch.allclose(model.score(plain.last_hidden_state[0, -1]), separate[0], atol=1e-4)

@@ -1,0 +1,118 @@
+"""One reward model together with what it takes to read records: the main branch, or the text-only proxy.
+
+Knows of models, prompts and records; not of losses or training.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from beholder.checkpoint import read_checkpoint
+from beholder.images import load_image_file
+from beholder.lru import ByteBoundedCache
+from beholder.modeling.inputs import EncodedGroup, PromptEncoder, collate
+from beholder.modeling.reward_model import RewardModel
+from beholder.prompts import PromptRenderer, single_turn
+from beholder_training.data import Record
+
+
+@dataclass
+class Branch:
+    """`sees_images` False leaves the images out of every conversation: the text-only proxy."""
+
+    model: RewardModel
+    renderer: PromptRenderer
+    encoder: PromptEncoder
+    sees_images: bool
+    folder: Path
+    """Where the base came from."""
+
+    def __post_init__(self) -> None:
+        self._encoded: ByteBoundedCache[str, EncodedGroup] = ByteBoundedCache(2**31)
+
+    @classmethod
+    def from_base(
+        cls, base: str, sees_images: bool = True, max_length: int = 0, dtype: torch.dtype = torch.float32
+    ) -> "Branch":
+        """A branch on a pretrained base, by folder or hub name, with a new head."""
+        folder = resolve_base(base)
+        model = RewardModel.from_base(folder, dtype)
+        renderer = PromptRenderer.from_folder(folder)
+        # Encoded groups are cached whole, below; the encoder's own cache would hold the pictures twice.
+        encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, max_length, cache_bytes=0)
+        return cls(model, renderer, encoder, sees_images, folder)
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "Branch":
+        """The main branch that an exported checkpoint holds, with its head."""
+        read_checkpoint(folder)
+        model = RewardModel.from_checkpoint(folder, dtype)
+        renderer = PromptRenderer.from_folder(folder)
+        encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, cache_bytes=0)
+        return cls(model, renderer, encoder, sees_images=True, folder=folder)
+
+    def encode(self, record: Record) -> EncodedGroup:
+        """The record's responses, packed; kept for later epochs within a bound of 2 GiB."""
+        if (known := self._encoded.get(record.where)) is not None:
+            return known
+        images = [load_image_file(path) for path in record.images] if self.sees_images else []
+        conversation = single_turn(record.prompt, len(images))
+        group = self.encoder.encode([self.renderer.render(conversation, r, images) for r in record.responses])
+        self._encoded.put(record.where, group, group.bytes)
+        return group
+
+    def collate(self, records: Sequence[Record]) -> dict[str, Any]:
+        """The packed batch of `records`, as `RewardModel.forward` takes it."""
+        return self.collate_groups([self.encode(record) for record in records])
+
+    def collate_groups(self, groups: Sequence[EncodedGroup]) -> dict[str, Any]:
+        return collate(groups, self.renderer.image_token_id, self.encoder.pad_token_id)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.score.weight.device
+
+    @torch.inference_mode()
+    def score(self, records: Sequence[Record], batch_prompts: int = 64, label: str = "") -> list[list[float]]:
+        """Rewards of every record's responses. A progress bar is shown when `label` is given."""
+        self.model.eval()
+        scores: list[list[float]] = []
+        with tqdm(total=len(records), desc=label, unit="prompt", disable=not label) as bar:
+            for batch in batches(records, batch_prompts):
+                rewards = self.model(**to_device(self.collate(batch), self.device)).tolist()
+                flat = iter(rewards)
+                scores += [[next(flat) for _ in record.responses] for record in batch]
+                bar.update(len(batch))
+        return scores
+
+
+def resolve_base(base: str) -> Path:
+    """A local folder as it is; otherwise a hub name, downloaded once."""
+    if (folder := Path(base)).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from beholder.errors import CheckpointError
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"base {base!r} is neither a folder nor to be had from the hub: {error}") from None
+
+
+def batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
+    for start in range(0, len(records), size):
+        yield records[start : start + size]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Every tensor of a nested dict on `device`."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    return {name: to_device(value, device) for name, value in batch.items()}

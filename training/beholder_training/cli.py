@@ -1,0 +1,142 @@
+"""`beholder-train`: the command line of training. Each command is one call into the library."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from beholder.errors import BeholderError
+
+EXAMPLES = """examples:
+  beholder-train make-world build/world
+  beholder-train make-base build/base --architecture qwen3_vl
+  beholder-train train --base Qwen/Qwen3-VL-2B-Instruct --train vlfeedback.jsonl --validation held_out.jsonl --output rm
+  beholder-train train --config run.yaml --output rm --seed 1
+  beholder-train evaluate rm test.jsonl
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a BeholderError becomes one line and exit status 1."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except BeholderError as error:
+        print(f"beholder-train: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("beholder-train: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="beholder-train",
+        description="Train multimodal reward models that look at the picture.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_make_world(commands)
+    _add_make_base(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    command = commands.add_parser("train", help="preferences and a base model -> a checkpoint to serve")
+    command.add_argument("--config", type=Path, help="YAML file of settings; flags win over it")
+    for setting in ("--train", "--validation"):
+        command.add_argument(setting, type=Path, nargs="+", help="JSONL files of preferences")
+    command.add_argument("--base", help="folder or hub name of the vision-language model to start from")
+    command.add_argument("--output", type=Path, help="folder of the checkpoint; must not exist yet")
+    command.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help=f"any setting: {_setting_names()}")
+    for name, kind in (("algorithm", str), ("steps", int), ("seed", int), ("learning-rate", float)):
+        command.add_argument(f"--{name}", type=kind)
+    command.set_defaults(run=_train)
+
+
+def _setting_names() -> str:
+    from beholder_training.config import TrainingConfig
+
+    return ", ".join(field.name for field in fields(TrainingConfig))
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    import yaml
+
+    from beholder_training.config import load_config
+    from beholder_training.pipeline import run_training
+
+    flags = ("train", "validation", "base", "output", "algorithm", "steps", "seed", "learning_rate")
+    overrides = {name: value for name in flags if (value := getattr(parsed, name)) is not None}
+    for assignment in parsed.set:
+        name, _, value = assignment.partition("=")
+        overrides[name] = yaml.safe_load(value)
+    checkpoint, _ = run_training(load_config(parsed.config, overrides))
+    evaluation = checkpoint.manifest.evaluation
+    print(
+        f"{checkpoint.folder}: held-out accuracy {evaluation['held_out_accuracy']:.3f} "
+        f"± {evaluation['half_width_95']:.3f} over {evaluation['pairs']} pairs\n"
+        f"serve it: beholder serve {checkpoint.folder}"
+    )
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = commands.add_parser("evaluate", help="pair accuracy of a checkpoint on preference files")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("files", type=Path, nargs="+")
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    from beholder_training.branch import Branch
+    from beholder_training.data import read_records, with_pairs
+    from beholder_training.evaluation import estimate, pair_outcomes
+
+    branch = Branch.from_checkpoint(parsed.checkpoint)
+    for file in parsed.files:
+        records = with_pairs(read_records([file]))
+        accuracy = estimate(pair_outcomes(records, branch.score(records, label=file.name)))
+        print(f"{file}: accuracy {accuracy} over {accuracy.count} pairs")
+
+
+def _add_make_world(commands: Any) -> None:
+    command = commands.add_parser("make-world", help="write the built-in data: scenes, questions, cued responses")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--seed", type=int, default=0)
+    for name in ("seeing", "train", "test"):
+        command.add_argument(f"--{name}", type=int, help=f"number of {name} scenes")
+    command.set_defaults(run=_make_world)
+
+
+def _make_world(parsed: argparse.Namespace) -> None:
+    from beholder_training.worlds import WorldSize, make_world
+
+    given = {name: value for name in ("seeing", "train", "test") if (value := getattr(parsed, name)) is not None}
+    make_world(parsed.folder, WorldSize(**given), parsed.seed)
+    print(f"wrote {parsed.folder}")
+
+
+def _add_make_base(commands: Any) -> None:
+    command = commands.add_parser("make-base", help="write a tiny vision-language base with random weights")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--architecture", default="qwen3_vl", help="qwen3_vl, qwen2_5_vl, internvl or llava")
+    command.add_argument("--benchmark", action="store_true", help="about 80M parameters instead of half a million")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=_make_base)
+
+
+def _make_base(parsed: argparse.Namespace) -> None:
+    from beholder_training.bases import BENCHMARK_80M, TINY, make_base
+
+    make_base(parsed.folder, parsed.architecture, BENCHMARK_80M if parsed.benchmark else TINY, parsed.seed)
+    print(f"wrote {parsed.folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""A trained branch -> the checkpoint folder that the service, and stock vLLM, load."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+
+from beholder.checkpoint import Calibration, Checkpoint, Dtype, Manifest, atomic_folder, write_manifest
+from beholder.errors import CheckpointError
+from beholder.modeling.reward_model import cast_parameters
+from beholder_training.branch import Branch
+from beholder_training.data import Record
+from beholder_training.evaluation import Scores, calibrate, within_prompt_spread
+from beholder_training.golden import write_golden_samples
+
+
+def export(
+    branch: Branch,
+    output: Path,
+    held_out: Sequence[Record],
+    *,
+    base_model: str,
+    algorithm: str,
+    data_fingerprint: str,
+    dtype: Dtype = "float32",
+    evaluation: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """Write the checkpoint to `output`, whole or not at all.
+
+    Weights are rounded to `dtype`; golden scores, calibration and spread are computed in float32 with the rounded
+    weights on the `held_out` records. Raises CheckpointError when `output` exists.
+    """
+    cast_parameters(branch.model.backbone, getattr(torch, dtype))
+    cast_parameters(branch.model.backbone, torch.float32)
+    with atomic_folder(output) as folder:
+        write_model(folder, branch, dtype)
+        write_golden_samples(folder, branch, held_out)
+        scores = branch.score(held_out, label="calibrating")
+        manifest = Manifest(
+            base_model=base_model,
+            architecture=branch.model.architecture.served_class,
+            algorithm=algorithm,
+            data_fingerprint=data_fingerprint,
+            chat_template_sha256=hashlib.sha256(branch.renderer.chat_template.encode()).hexdigest(),
+            processor=branch.encoder.processor_settings(),
+            dtype=dtype,
+            calibration=_calibration(scores),
+            within_prompt_spread=_spread(scores),
+            bf16_error=bf16_error(branch, held_out, scores),
+            evaluation=evaluation or {},
+        )
+        complete = write_manifest(folder, manifest).manifest
+    return Checkpoint(output, complete)
+
+
+def write_model(folder: Path, branch: Branch, dtype: Dtype) -> None:
+    """config.json, weights, tokenizer and processor, with the names that stock vLLM expects."""
+    branch.encoder.save(folder)
+    architecture = branch.model.architecture
+    weights = {
+        architecture.checkpoint_key(key): value.to(getattr(torch, dtype)).contiguous()
+        for key, value in branch.model.backbone.state_dict().items()
+    }
+    weights[architecture.head_key] = branch.model.score.weight.detach()
+    save_torch_state_dict(weights, folder)
+    label = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    config = branch.model.backbone.config.to_dict() | label
+    config |= {"architectures": [architecture.served_class], "dtype": dtype}
+    if architecture.text_num_labels:
+        config["text_config"] |= label
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@torch.inference_mode()
+def bf16_error(branch: Branch, records: Sequence[Record], scores: Scores, limit: int = 64) -> float:
+    """Greatest difference between bf16 and float32 rewards on the first `limit` records."""
+    half = copy.copy(branch)
+    half.model = copy.deepcopy(branch.model)
+    cast_parameters(half.model.backbone, torch.bfloat16)
+    rounded = half.score(records[:limit])
+    pairs = zip(rounded, scores[:limit], strict=True)
+    return max(abs(a - b) for ours, exact in pairs for a, b in zip(ours, exact, strict=True))
+
+
+def _calibration(scores: Scores) -> Calibration:
+    calibration = calibrate(scores)
+    if calibration.deviation <= 0:
+        raise CheckpointError("every held-out response gets the same reward: the model has learned nothing")
+    return calibration
+
+
+def _spread(scores: Scores) -> float:
+    spread = within_prompt_spread(scores)
+    if spread <= 0:
+        raise CheckpointError("the held-out records need prompts with two responses or more that score differently")
+    return spread
