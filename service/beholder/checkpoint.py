@@ -143,7 +143,12 @@ def verify_files(checkpoint: Checkpoint) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Checkpoint:
-    """Hash every file of `folder` into `manifest` and write it as reward.json."""
+    """Hash every file of `folder` into `manifest` and write it as reward.json.
+
+    All become readable to everyone: safetensors writes for the owner alone, and a container runs as somebody else.
+    """
+    for path in _content_files(folder):
+        path.chmod(path.stat().st_mode | 0o444)
     files = {str(path.relative_to(folder)): sha256_file(path) for path in _content_files(folder)}
     complete = manifest.model_copy(update={"files": files})
     (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n")

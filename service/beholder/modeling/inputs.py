@@ -83,11 +83,19 @@ class PromptEncoder:
     def encode(self, prompts: Sequence[Prompt]) -> EncodedGroup:
         """Pack `prompts`, which differ in their response alone."""
         pictures = [self.picture(image) for image in prompts[0].images]
-        sequences = [self._expand(prompt.token_ids, pictures) for prompt in prompts]
-        longest = max(map(len, sequences))
-        if self.max_length and longest > self.max_length:
-            raise PromptTooLong(f"a prompt and response have {longest} tokens, at most {self.max_length} fit")
-        return EncodedGroup(pack(sequences), pictures)
+        return EncodedGroup(pack([self.expand(prompt, pictures) for prompt in prompts]), pictures)
+
+    def expand(self, prompt: Prompt, pictures: Sequence[Picture]) -> list[int]:
+        """The prompt's token ids with every image placeholder replaced by its picture's tokens."""
+        remaining = iter(pictures)
+        expanded: list[int] = []
+        for token_id in prompt.token_ids:
+            expanded += next(remaining).token_ids if token_id == self.image_token_id else (token_id,)
+        if self.max_length and len(expanded) > self.max_length:
+            raise PromptTooLong(
+                f"the conversation has {len(expanded)} tokens with its images, at most {self.max_length} are accepted"
+            )
+        return expanded
 
     def picture(self, image: LoadedImage) -> Picture:
         """Process one image, or take it from the cache."""
@@ -100,13 +108,6 @@ class PromptEncoder:
         picture = Picture(tensors, token_ids)
         self._cache.put(image.sha256, picture, picture.bytes)
         return picture
-
-    def _expand(self, token_ids: Sequence[int], pictures: list[Picture]) -> list[int]:
-        remaining = iter(pictures)
-        expanded: list[int] = []
-        for token_id in token_ids:
-            expanded += next(remaining).token_ids if token_id == self.image_token_id else (token_id,)
-        return expanded
 
 
 def collate(groups: Sequence[EncodedGroup], image_token_id: int, pad_token_id: int) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""A queue whose entries are scored in batches that share prefixes, bounded by padded tokens.
+
+No torch here: an entry is a token sequence with a key (what it may share: its images), and `run` scores rows of entries
+to be packed. The batch is made when the engine is free, so under load batches grow by themselves; when idle,
+`patience_s` is how long the first entry waits for company.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from beholder.errors import EngineError, EngineUnavailable
+
+
+class Entry(Protocol):
+    """What is queued. Entries of one key whose sequences begin alike can be computed together."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+    @property
+    def sequence(self) -> Sequence[int]: ...
+
+
+E = TypeVar("E", bound=Entry)
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[E, R]):
+    entry: E
+    result: "asyncio.Future[R]"
+
+
+class Batcher(Generic[E, R]):
+    """`run` is called in a thread with the rows of a batch; it returns one result an entry, row by row.
+
+    An exception of `run` fails the entries of that batch alone; entries whose caller has gone are not computed.
+    """
+
+    def __init__(self, run: Callable[[list[list[E]]], list[R]], max_tokens: int, patience_s: float = 0.002) -> None:
+        self._run = run
+        self._max_tokens = max_tokens
+        self._patience_s = patience_s
+        self._waiting: list[_Waiting[E, R]] = []
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def submit(self, entry: E) -> R:
+        """The entry's result. Raises what `run` raised for its batch, EngineUnavailable once stopped."""
+        if self._worker is None or self._worker.done():
+            raise EngineUnavailable("the engine is not running")
+        waiting = _Waiting(entry, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._arrived.set()
+        result: R = await waiting.result
+        return result
+
+    async def stop(self) -> None:
+        """Fail what still waits and end the worker."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+        _fail(self._waiting, EngineUnavailable("the engine is stopping"))
+        self._waiting.clear()
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            if len(self._waiting) == 1:
+                await asyncio.sleep(self._patience_s)
+            await self._score(self._take())
+            if not self._waiting:
+                self._arrived.clear()
+
+    def _take(self) -> list[list[_Waiting[E, R]]]:
+        """Remove the next batch from the queue; its rows."""
+        self._waiting = [waiting for waiting in self._waiting if not waiting.result.done()]
+        rows = choose([waiting.entry for waiting in self._waiting], self._max_tokens)
+        batch = [[self._waiting[index] for index in row] for row in rows]
+        taken = {index for row in rows for index in row}
+        self._waiting = [waiting for index, waiting in enumerate(self._waiting) if index not in taken]
+        return batch
+
+    async def _score(self, rows: list[list[_Waiting[E, R]]]) -> None:
+        batch = [waiting for row in rows for waiting in row]
+        if not batch:
+            return
+        try:
+            results = await asyncio.to_thread(self._run, [[waiting.entry for waiting in row] for row in rows])
+            if len(results) != len(batch):
+                raise EngineError(f"the engine gave {len(results)} results for a batch of {len(batch)}")
+        except asyncio.CancelledError:
+            _fail(batch, EngineUnavailable("the engine is stopping"))
+            raise
+        except Exception as error:
+            # Whatever a batch dies of must reach its callers and leave the worker alive for the others.
+            _fail(batch, error)
+            return
+        for waiting, result in zip(batch, results, strict=True):
+            if not waiting.result.done():
+                waiting.result.set_result(result)
+
+
+def _fail(batch: Sequence[_Waiting[Any, Any]], error: BaseException) -> None:
+    for waiting in batch:
+        if not waiting.result.done():
+            waiting.result.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Row:
+    """Entries (by index) to be packed behind the prefix that they share with the first; `length` is then the row's."""
+
+    key: Hashable
+    first: Sequence[int]
+    members: list[int]
+    length: int
+
+
+def choose(entries: Sequence[Entry], max_tokens: int) -> list[list[int]]:
+    """The rows (indices) of the next batch: the oldest entry, then those that share its key, then the others by age.
+
+    Entries stand in one row where they share the key and at least half of their tokens. The padded size (rows times
+    the longest row) stays within `max_tokens`; the oldest entry is taken whatever its size.
+    """
+    rows: list[_Row] = []
+    for index in sorted(range(len(entries)), key=lambda index: (entries[index].key != entries[0].key, index)):
+        entry = entries[index]
+        row, added = _row_for(rows, entry)
+        longest = max([row.length + added, *(other.length for other in rows)])
+        if rows and longest * (len(rows) + (not row.members)) > max_tokens:
+            continue
+        if not row.members:
+            rows.append(row)
+        row.members.append(index)
+        row.length += added
+    return [row.members for row in rows]
+
+
+def _row_for(rows: list[_Row], entry: Entry) -> tuple[_Row, int]:
+    """The row that `entry` would join, or a new one, and how many tokens it would add."""
+    for row in rows:
+        if row.key == entry.key and (shared := _common(row.first, entry.sequence)) * 2 >= len(entry.sequence):
+            return row, len(entry.sequence) - shared
+    return _Row(entry.key, entry.sequence, [], 0), len(entry.sequence)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))

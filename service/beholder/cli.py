@@ -1,0 +1,178 @@
+"""The `beholder` command."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from beholder.errors import BeholderError, ConfigurationError
+
+if TYPE_CHECKING:
+    from beholder.settings import Settings
+
+EXAMPLES = """examples:
+  beholder serve runs/fruit/checkpoint --port 8000
+  beholder rank "Which fruit is this?" --image apple.jpg --response "An apple." --response "A pear." \\
+      --url http://127.0.0.1:8000
+  beholder score "Which fruit is this?" --image apple.jpg --response "An apple." --checkpoint runs/fruit/checkpoint
+  beholder verify runs/fruit/checkpoint
+"""
+SERVE_NOTES = """Every setting is also a variable (--max-in-flight: BEHOLDER_MAX_IN_FLIGHT) and a key of the --config
+file (max_in_flight). Flags win over variables, variables over the file.
+
+example:
+  beholder serve runs/fruit/checkpoint --host 0.0.0.0 --engine-args '{tensor_parallel_size: 2}'
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the process's exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except BeholderError as error:
+        print(f"beholder: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    form: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(
+        prog="beholder", description="Serve and use reward models.", epilog=EXAMPLES, **form
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve a checkpoint over HTTP", epilog=SERVE_NOTES, **form)
+    serve.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", nargs="?", default=argparse.SUPPRESS)
+    serve.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    _add_settings(serve)
+    serve.set_defaults(run=_serve)
+    for name, help_text in (("rank", "rank responses to one prompt"), ("score", "score one response")):
+        command = commands.add_parser(name, help=help_text, epilog=EXAMPLES, **form)
+        _add_sample(command)
+        command.set_defaults(run=_rank if name == "rank" else _score)
+    verify = commands.add_parser("verify", help="check a checkpoint's files and scores", epilog=EXAMPLES, **form)
+    verify.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    verify.add_argument("--no-engine", action="store_true", help="compare the hashes only")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting, so that none is missing."""
+    from beholder.settings import Settings
+
+    for name, field in Settings.model_fields.items():
+        if name == "checkpoint":
+            continue
+        shown = "none" if field.default is None else field.get_default(call_default_factory=True)
+        text = " ".join(filter(None, [field.description, f"(default: {shown})"])).replace("%", "%%")
+        parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="VALUE", help=text)
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="repeat for more")
+    parser.add_argument("--response", action="append", required=True, metavar="TEXT", help="repeat for more")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--url", help="a running service")
+    source.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="load it here, without a service")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from beholder.server import serve
+    from beholder.settings import Settings, load_settings
+
+    flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    if "engine_args" in flags:
+        flags["engine_args"] = _parse_map(flags["engine_args"])
+    return serve(load_settings(flags, options.config))
+
+
+def _parse_map(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--engine-args: {' '.join(str(error).split())}") from None
+
+
+def _score(options: argparse.Namespace) -> int:
+    if len(options.response) != 1:
+        raise ConfigurationError("score takes one --response; `beholder rank` takes several")
+    answer = _answer(options)
+    if options.json:
+        print(json.dumps(answer))
+    else:
+        print(_cells(answer, 0))
+    return 0
+
+
+def _rank(options: argparse.Namespace) -> int:
+    answer = _answer(options)
+    if options.json:
+        print(json.dumps(answer))
+        return 0
+    for rank, index in enumerate(answer["order"]):
+        print(f"{rank}  {_cells(answer, index)}  {options.response[index]}")
+    return 0
+
+
+def _cells(answer: dict[str, Any], index: int) -> str:
+    normalized = answer.get("normalized")
+    return f"{answer['scores'][index]:10.6f}" + (f"  {normalized[index]:+9.4f}" if normalized else "")
+
+
+def _answer(options: argparse.Namespace) -> dict[str, Any]:
+    if options.url is None:
+        from beholder.local import rank_locally
+
+        settings = _local_settings(options.checkpoint)
+        return asyncio.run(rank_locally(settings, options.prompt, options.image, options.response))
+    from dataclasses import asdict
+
+    from beholder.client import RewardClient
+
+    with RewardClient(options.url) as client:
+        return asdict(client.rank(options.prompt, options.image, options.response))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from beholder.checkpoint import read_checkpoint, verify_files
+
+    checkpoint = read_checkpoint(options.checkpoint)
+    verify_files(checkpoint)
+    print(f"files    {len(checkpoint.manifest.files)} match their sha256, fingerprint {checkpoint.fingerprint}")
+    if options.no_engine:
+        return 0
+    from beholder.golden import require_passed
+    from beholder.local import golden_locally
+
+    results = asyncio.run(golden_locally(_local_settings(options.checkpoint)))
+    width = max(len(result.id) for result in results)
+    print(f"{'golden':<{width}}  {'trained':>12}  {'served':>12}  {'difference':>10}  {'tolerance':>9}")
+    for result in results:
+        verdict = "" if result.passed else "  FAILED"
+        print(
+            f"{result.id:<{width}}  {result.trained:12.6f}  {result.served:12.6f}  "
+            f"{abs(result.served - result.trained):10.2e}  {result.tolerance:9.2e}{verdict}"
+        )
+    require_passed(results)
+    return 0
+
+
+def _local_settings(checkpoint: Path) -> "Settings":
+    from beholder.settings import load_settings
+
+    return load_settings({"checkpoint": checkpoint, "log_level": "error"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Plain torch and transformers: runs anywhere, and computes a shared prefix once by packing (modeling/packing.py).
+
+The prompts that wait are batched by batcher.py. A batch that does not fit in the accelerator's memory is halved until
+it does.
+"""
+
+import asyncio
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from beholder.batcher import Batcher
+from beholder.checkpoint import Checkpoint
+from beholder.engine import EngineScore
+from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageMismatch
+from beholder.prompts import Prompt, read_image_token_id
+
+if TYPE_CHECKING:
+    from beholder.modeling.inputs import EncodedGroup, Picture, PromptEncoder
+    from beholder.settings import Settings
+
+DEFAULT_BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A prompt with its images processed and its placeholders expanded; `key` are the images."""
+
+    key: tuple[str, ...]
+    sequence: list[int]
+    pictures: "list[Picture]"
+
+
+class TransformersEngine:
+    """See `beholder.engine.Engine`. engine_args: max_batch_tokens (padded, a forward), patience_s (see batcher.py)."""
+
+    def __init__(self, settings: "Settings", checkpoint: Checkpoint) -> None:
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._image_token_id = read_image_token_id(checkpoint.folder)
+        self._model: Any = None
+        self._encoder: PromptEncoder | None = None
+        arguments = settings.engine_args
+        self._batcher: Batcher[_Sample, EngineScore] = Batcher(
+            self._score_batch,
+            int(arguments.get("max_batch_tokens", DEFAULT_BATCH_TOKENS)),
+            float(arguments.get("patience_s", 0.002)),
+        )
+
+    async def start(self) -> None:
+        try:
+            self._model, self._encoder = await asyncio.to_thread(self._load)
+        except BeholderError:
+            raise
+        except Exception as error:
+            raise EngineError(f"transformers does not load {self._checkpoint.folder}: {error}") from error
+        self._batcher.start()
+
+    @property
+    def max_tokens(self) -> int:
+        return self._encoder.max_length if self._encoder else self._settings.max_model_len
+
+    @property
+    def healthy(self) -> bool:
+        return self._model is not None
+
+    async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
+        """`fresh` needs nothing here: the one cache holds processed pictures by the sha256 of their bytes."""
+        places = prompt.token_ids.count(self._image_token_id)
+        if places != len(prompt.images):
+            raise ImageMismatch(f"the prompt has {places} image placeholders but {len(prompt.images)} images")
+        return await self._batcher.submit(await asyncio.to_thread(self._encode, prompt))
+
+    async def stop(self) -> None:
+        await self._batcher.stop()
+        self._model = None
+
+    def _load(self) -> "tuple[Any, PromptEncoder]":
+        import torch
+
+        from beholder.modeling.inputs import PromptEncoder
+        from beholder.modeling.reward_model import RewardModel
+
+        dtype = getattr(torch, self._settings.dtype or self._checkpoint.manifest.dtype)
+        model = RewardModel.from_checkpoint(self._checkpoint.folder, dtype)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        longest = min(self._settings.max_model_len, built_for(model.backbone.config))
+        return model, PromptEncoder.from_folder(self._checkpoint.folder, self._image_token_id, longest)
+
+    def _encode(self, prompt: Prompt) -> _Sample:
+        if self._encoder is None:
+            raise EngineUnavailable("the engine is not running")
+        pictures = [self._encoder.picture(image) for image in prompt.images]
+        key = tuple(image.sha256 for image in prompt.images)
+        return _Sample(key, self._encoder.expand(prompt, pictures), pictures)
+
+    def _score_batch(self, rows: list[list[_Sample]]) -> list[EngineScore]:
+        """Scores row by row. Halves the batch while the accelerator's memory does not hold it."""
+        import torch
+
+        try:
+            return self._forward(rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == len(rows[0]) == 1:
+                raise EngineError("one conversation does not fit in the accelerator's memory") from None
+            torch.cuda.empty_cache()
+        first, second = _halves(rows)
+        return self._score_batch(first) + self._score_batch(second)
+
+    def _forward(self, rows: list[list[_Sample]]) -> list[EngineScore]:
+        import torch
+
+        from beholder.modeling.inputs import EncodedGroup, collate
+        from beholder.modeling.packing import pack
+
+        if self._encoder is None:
+            raise EngineUnavailable("the engine is not running")
+        groups = [EncodedGroup(pack([sample.sequence for sample in row]), row[0].pictures) for row in rows]
+        batch = collate(groups, self._image_token_id, self._encoder.pad_token_id)
+        with torch.inference_mode():
+            rewards = self._model(**_to_device(batch, self._model.score.weight.device)).tolist()
+        if not all(map(math.isfinite, rewards)):
+            raise EngineError("the model's reward is not finite: its weights overflow in this dtype")
+        cached = [count for group in groups for count in _shared_tokens(group)]
+        samples = [sample for row in rows for sample in row]
+        return [
+            EngineScore(reward, len(sample.sequence), shared)
+            for sample, reward, shared in zip(samples, rewards, cached, strict=True)
+        ]
+
+
+def _halves(rows: list[list[_Sample]]) -> tuple[list[list[_Sample]], list[list[_Sample]]]:
+    """Two parts of a batch, in order: of its rows, or of its only row."""
+    if len(rows) > 1:
+        return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    (row,) = rows
+    return [row[: len(row) // 2]], [row[len(row) // 2 :]]
+
+
+def _shared_tokens(group: "EncodedGroup") -> list[int]:
+    """Tokens that each response took over from the row's first one."""
+    from beholder.modeling.packing import PREFIX
+
+    shared = group.packed.segments.count(PREFIX)
+    return [0] + [shared] * (len(group.packed.last) - 1)
+
+
+def _to_device(batch: Any, device: Any) -> Any:
+    return {
+        name: _to_device(value, device) if isinstance(value, dict) else value.to(device)
+        for name, value in batch.items()
+    }
+
+
+def built_for(config: Any) -> int:
+    """The longest sequence that the text model was built for, in tokens."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)

@@ -1,0 +1,175 @@
+"""vLLM's AsyncLLM as a pooling engine: raw logits of the reward head, one request a sample.
+
+vLLM answers several broken requests with a wrong number instead of an error (a placeholder without an image, an image
+under another image's uuid, an aborted request), so every prompt and every result is checked here.
+
+vLLM is imported when the engine starts, not with this module: that takes seconds and reads the environment.
+"""
+
+import asyncio
+import math
+import multiprocessing
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from beholder.checkpoint import Checkpoint
+from beholder.engine import EngineScore
+from beholder.engine.vllm_loading import load, prepare_environment
+from beholder.errors import (
+    BeholderError,
+    EngineError,
+    EngineUnavailable,
+    ImageMismatch,
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+)
+from beholder.prompts import Prompt, read_image_token_id
+
+if TYPE_CHECKING:
+    from beholder.settings import Settings
+
+ATTEMPTS: Final = 3
+STOP_TIMEOUT_S: Final = 30
+"""vLLM's processes take about five seconds to leave; its own limit is five."""
+
+
+class VllmEngine:
+    """See `beholder.engine.Engine`. One instance loads once."""
+
+    def __init__(self, settings: "Settings", checkpoint: Checkpoint) -> None:
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._image_token_id = read_image_token_id(checkpoint.folder)
+        self._loading: asyncio.Future[Any] | None = None
+        self._llm: Any = None
+        self._params: Any = None
+        self._max_tokens = settings.max_model_len
+        prepare_environment(settings)
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._loading = loop.run_in_executor(None, load, self._settings, self._checkpoint)
+        try:
+            self._llm = await asyncio.shield(self._loading)
+        except BeholderError:
+            raise
+        except Exception as error:
+            raise EngineError(f"vLLM does not load {self._checkpoint.folder}: {_last_line(error)}") from error
+        from vllm import PoolingParams
+
+        self._params = PoolingParams(task="classify", use_activation=False)
+        self._max_tokens = self._llm.model_config.max_model_len
+
+    @property
+    def max_tokens(self) -> int:
+        return self._max_tokens
+
+    @property
+    def healthy(self) -> bool:
+        return self._llm is not None and not self._llm.errored
+
+    async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
+        if not self.healthy:
+            raise EngineUnavailable("the engine is not running")
+        self._check(prompt)
+        for _ in range(ATTEMPTS):
+            output = await self._encode(prompt, uuid.uuid4().hex if fresh else "")
+            # vLLM sends an image to its core once and then by hash. A request that was refused or cancelled in between
+            # leaves the core without it; vLLM then asks for the request again, with the image.
+            if output.error is None:
+                return EngineScore(_read_logit(output), len(output.prompt_token_ids), output.num_cached_tokens)
+            if not output.error.retryable:
+                break
+        raise EngineError(f"vLLM failed the request: {output.error.message}")
+
+    async def stop(self) -> None:
+        await self._stop_loading()
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # or it logs the core's end as its death
+            await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_S)
+            # Its __del__ would shut down once more when the interpreter is half gone, and print a traceback.
+            llm.shutdown = lambda: None
+
+    async def _stop_loading(self) -> None:
+        """A thread cannot be cancelled, but it gives up when the processes that it waits for are gone."""
+        while self._loading is not None and not self._loading.done():
+            for process in multiprocessing.active_children():
+                process.terminate()
+            await asyncio.sleep(0.1)
+        loading, self._loading = self._loading, None
+        if loading is not None and loading.exception() is None:
+            self._llm = loading.result()
+
+    def _check(self, prompt: Prompt) -> None:
+        places = prompt.token_ids.count(self._image_token_id)
+        if places != len(prompt.images):
+            raise ImageMismatch(f"the prompt has {places} image placeholders but {len(prompt.images)} images")
+        if places > self._settings.max_images:
+            raise InvalidRequest(
+                f"the conversation has {places} images, at most {self._settings.max_images} are accepted"
+            )
+        self._check_length(len(prompt.token_ids))
+
+    def _check_length(self, length: int) -> None:
+        if length > self._max_tokens:
+            raise PromptTooLong(
+                f"the conversation has {length} tokens with its images, at most {self._max_tokens} are accepted: "
+                "shorten it or serve with a larger max_model_len"
+            )
+
+    async def _encode(self, prompt: Prompt, salt: str) -> Any:
+        result = None
+        try:
+            (rendered,) = await self._llm.renderer.render_cmpl_async([_tokens_prompt(prompt, salt)])
+            self._check_length(len(rendered["prompt_token_ids"]))
+            async for output in self._llm.encode(rendered, self._params, request_id=uuid.uuid4().hex):
+                result = output
+        except BeholderError:
+            raise
+        except Exception as error:
+            raise _translate(error, alive=self.healthy) from error
+        if result is None:
+            raise EngineError("vLLM gave no result")
+        return result
+
+
+def _tokens_prompt(prompt: Prompt, salt: str) -> dict[str, Any]:
+    """`salt` keeps the prompt out of the prefix, image and encoder caches."""
+    request: dict[str, Any] = {"prompt_token_ids": list(prompt.token_ids)}
+    if prompt.images:
+        request["multi_modal_data"] = {"image": [image.pixels for image in prompt.images]}
+        request["multi_modal_uuids"] = {"image": [image.sha256 + salt for image in prompt.images]}
+    if salt:
+        request["cache_salt"] = salt
+    return request
+
+
+def _read_logit(output: Any) -> float:
+    values = output.outputs.data
+    if values.numel() != 1:
+        raise EngineUnavailable("vLLM aborted the request")
+    logit = float(values.item())
+    if not math.isfinite(logit):
+        raise EngineError(f"the model's reward is {logit}: its weights overflow in this dtype")
+    return logit
+
+
+def _translate(error: Exception, *, alive: bool) -> BeholderError:
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineDeadError) or not alive:
+        return EngineUnavailable("the engine died")
+    if isinstance(error, GracefulHTTPError):
+        return Overloaded("vLLM's queue is full: retry in a moment")
+    if isinstance(error, VLLMClientError):
+        return InvalidRequest(f"vLLM refuses the conversation: {error}")
+    return EngineError(f"vLLM failed the request: {_last_line(error)}")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

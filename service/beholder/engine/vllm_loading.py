@@ -1,0 +1,98 @@
+"""Load a checkpoint into vLLM: environment, arguments, and the image backend that training used.
+
+PIL and torchvision resize differently, which moves the reward, so the checkpoint pins one and the loaded engine is
+checked for it.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from beholder.checkpoint import Checkpoint
+from beholder.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from beholder.settings import Settings
+
+SMALL_MACHINE_CORES: Final = 4
+CPU_DEFAULTS: Final[dict[str, Any]] = {
+    "enforce_eager": True,
+    "block_size": 32,  # a multiple of 32; vLLM's default of 128 wastes short prompts
+    "kv_cache_memory_bytes": 2 * 2**30,  # otherwise nine tenths of the machine's memory
+}
+
+
+def prepare_environment(settings: "Settings") -> None:
+    """What vLLM, its processes and transformers read when imported; a variable that is set already stays."""
+    defaults = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO" if settings.log_level == "debug" else "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) <= SMALL_MACHINE_CORES:
+        # Left to itself vLLM keeps a core for its scheduler: half of a small machine.
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def load(settings: "Settings", checkpoint: Checkpoint) -> Any:
+    """The loaded AsyncLLM; blocks for as long as loading takes."""
+    from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = engine_arguments(settings, checkpoint, on_cpu=current_platform.is_cpu())
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    try:
+        _check_image_backend(llm, checkpoint)
+    except BaseException:
+        llm.shutdown()
+        raise
+    return llm
+
+
+def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bool) -> dict[str, Any]:
+    """The keyword arguments of AsyncEngineArgs."""
+    max_tokens = min(settings.max_model_len, _built_for(checkpoint.folder))
+    backend = checkpoint.manifest.processor.get("backend")
+    return {
+        **(CPU_DEFAULTS if on_cpu else {}),
+        # vLLM computes a prompt in one step where it cannot split it, so a step must hold the longest.
+        "max_num_batched_tokens": max_tokens,
+        "enable_prefix_caching": True,
+        **settings.engine_args,
+        "model": str(checkpoint.folder),
+        "runner": "pooling",
+        "dtype": settings.dtype or checkpoint.manifest.dtype,
+        "max_model_len": max_tokens,
+        "limit_mm_per_prompt": {"image": settings.max_images, "video": 0},
+        # `backend` would say it better, but transformers 5.19 hands it to the video processor too, which has no PIL.
+        "mm_processor_kwargs": {"use_fast": backend == "torchvision"} if backend else None,
+        "trust_remote_code": False,
+        "disable_log_stats": False,
+        "use_tqdm_on_load": False,
+        "shutdown_timeout": math.ceil(settings.drain_timeout_s),
+    }
+
+
+def _built_for(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config") or config
+    return int(text.get("max_position_embeddings") or 2**31)
+
+
+def _check_image_backend(llm: Any, checkpoint: Checkpoint) -> None:
+    """transformers falls back on the other backend without an error."""
+    pinned = checkpoint.manifest.processor.get("backend")
+    found = getattr(llm.renderer.get_mm_processor().info.get_hf_processor().image_processor, "backend", None)
+    if pinned and found != pinned:
+        raise ConfigurationError(
+            f"{checkpoint.folder} was trained with the {pinned} image backend, this installation gives {found}: "
+            "install torchvision as `beholder[vllm]` has it"
+        )

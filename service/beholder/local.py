@@ -1,0 +1,62 @@
+"""Score in this process, without HTTP: what `beholder rank --checkpoint` and `beholder verify` do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from beholder.checkpoint import Checkpoint, read_checkpoint
+from beholder.engine import Engine, create_engine
+from beholder.golden import GoldenResult, require_passed, score_golden
+from beholder.images import load_image_file
+from beholder.prompts import PromptRenderer, single_turn
+from beholder.rewards import best_first, normalize, ranks
+from beholder.settings import Settings
+
+
+async def rank_locally(
+    settings: Settings, prompt: str, images: Sequence[Path], responses: Sequence[str]
+) -> dict[str, Any]:
+    """What POST /rank answers, without usage. Raises BeholderError; images are read before the engine is loaded."""
+    loaded = [load_image_file(path, settings.image_limits) for path in images]
+    async with _running(settings) as (engine, checkpoint, renderer):
+        require_passed(await _golden(settings, engine, checkpoint, renderer))
+        conversation = single_turn(prompt, len(loaded))
+        prompts = [renderer.render(conversation, response, loaded) for response in responses]
+        results = await asyncio.gather(*(engine.score(item) for item in prompts))
+    scores = [result.logit for result in results]
+    order = best_first(scores)
+    calibration = checkpoint.manifest.calibration
+    return {
+        "scores": scores,
+        "normalized": normalize(scores, calibration) if calibration else None,
+        "ranks": ranks(order),
+        "order": order,
+        "best": order[0],
+        "fingerprint": checkpoint.fingerprint,
+    }
+
+
+async def golden_locally(settings: Settings) -> list[GoldenResult]:
+    """The golden samples through a fresh engine."""
+    async with _running(settings) as (engine, checkpoint, renderer):
+        return await _golden(settings, engine, checkpoint, renderer)
+
+
+async def _golden(
+    settings: Settings, engine: Engine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> list[GoldenResult]:
+    return await score_golden(engine, renderer, checkpoint, settings.dtype or checkpoint.manifest.dtype)
+
+
+@asynccontextmanager
+async def _running(settings: Settings) -> AsyncIterator[tuple[Engine, Checkpoint, PromptRenderer]]:
+    checkpoint = read_checkpoint(settings.checkpoint)
+    engine = create_engine(settings, checkpoint)
+    renderer = PromptRenderer.from_folder(checkpoint.folder)
+    try:
+        await engine.start()
+        yield engine, checkpoint, renderer
+    finally:
+        await engine.stop()

@@ -1,0 +1,93 @@
+"""Every error of the HTTP interface as an RFC 9457 problem, in one place.
+
+No body of an error has a key `scores`, so a client that forgets the status cannot take one for an answer.
+"""
+
+import logging
+import uuid
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from beholder.errors import BeholderError, InvalidRequest, InvalidText
+
+MEDIA_TYPE: Final = "application/problem+json"
+CODE_KEY: Final = "beholder.code"
+"""Where the scope keeps the problem's code for metrics."""
+SHOWN_ERRORS: Final = 20
+CLIENT_GONE: Final = 499
+"""nginx's status for this; nobody reads it but the metrics."""
+
+_log = logging.getLogger(__name__)
+
+
+class InvalidBody(InvalidRequest):
+    """A body that is not JSON or not of the schema; `errors` has place and problem of each fault."""
+
+    def __init__(self, errors: list[dict[str, str]]) -> None:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(f"{errors[0]['at']}: {errors[0]['problem']}{more}")
+        self.errors = errors[:SHOWN_ERRORS]
+
+
+def from_validation(error: ValidationError) -> InvalidRequest:
+    """The error of a body that pydantic refused."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    for item in found:
+        if item["type"] in ("json_invalid", "string_unicode") and _is_about_text(item["msg"]):
+            return InvalidText(f"the text is not valid Unicode ({item['msg']}): send UTF-8 without lone surrogates")
+    return InvalidBody([{"at": _place(item["loc"]), "problem": item["msg"]} for item in found])
+
+
+def problem(status: int, code: str, detail: str, scope: Any = None, **members: Any) -> Response:
+    if scope is not None:
+        scope[CODE_KEY] = code
+    title = "Client Closed Request" if status == CLIENT_GONE else HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+    headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return JSONResponse({**body, **members}, status, headers, MEDIA_TYPE)
+
+
+def internal_problem(error: Exception, scope: Any = None) -> Response:
+    """A 500 that tells the client an id and the log the rest."""
+    instance = uuid.uuid4().urn
+    _log.error("%s %s", instance, type(error).__name__, exc_info=error)
+    detail = "an internal error; the service's log has it under this `instance`"
+    return problem(500, "internal", detail, scope, instance=instance)
+
+
+def install(app: FastAPI) -> None:
+    """Route errors of the application through this module."""
+
+    @app.exception_handler(BeholderError)
+    async def beholder_error(request: Request, error: BeholderError) -> Response:
+        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            return internal_problem(error, request.scope)
+        members = {"errors": error.errors} if isinstance(error, InvalidBody) else {}
+        return problem(error.status, error.code, str(error), request.scope, **members)
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_gone(request: Request, error: ClientDisconnect) -> Response:
+        return problem(CLIENT_GONE, "client-gone", "the client closed the connection", request.scope)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        phrase = HTTPStatus(error.status_code).phrase
+        response = problem(error.status_code, phrase.lower().replace(" ", "-"), str(error.detail), request.scope)
+        response.headers.update(error.headers or {})
+        return response
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """The path in the body, without the name of the alternative that it was read as."""
+    path = location[1:] if location[:1] in (("single",), ("batch",)) else location
+    return ".".join(map(str, path)) or "body"
+
+
+def _is_about_text(message: str) -> bool:
+    return any(word in message for word in ("surrogate", "unicode", "UTF-8", "hex escape"))

@@ -1,0 +1,31 @@
+"""What the routes share, as one typed object on the application."""
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+
+from beholder.checkpoint import Checkpoint
+from beholder.engine import Engine
+from beholder.lifecycle import Lifecycle
+from beholder.metrics import Metrics
+from beholder.scoring import Scorer
+from beholder.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    settings: Settings
+    checkpoint: Checkpoint
+    engine: Engine
+    lifecycle: Lifecycle
+    scorer: Scorer
+    metrics: Metrics
+
+
+def attach(app: FastAPI, context: Context) -> None:
+    app.state.context = context
+
+
+def context_of(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context

@@ -1,0 +1,156 @@
+"""Every knob of the service, typed. Flags win over BEHOLDER_* variables, those over the YAML file of --config.
+
+What decides a score (weights, template, image processor) is the checkpoint's and cannot be set here; `engine_args`
+takes only what changes speed and memory.
+"""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from beholder.checkpoint import Dtype
+from beholder.errors import ConfigurationError
+from beholder.images import ImageLimits
+
+LIMITS: Final = ImageLimits()
+VLLM_ARGS: Final = frozenset(
+    {
+        "async_scheduling",
+        "attention_backend",
+        "block_size",
+        "compilation_config",
+        "cpu_offload_gb",
+        "disable_custom_all_reduce",
+        "distributed_executor_backend",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "mm_encoder_tp_mode",
+        "mm_processor_cache_gb",
+        "num_gpu_blocks_override",
+        "pipeline_parallel_size",
+        "quantization",
+        "safetensors_load_strategy",
+        "skip_mm_profiling",
+        "tensor_parallel_size",
+    }
+)
+"""vLLM's arguments that may be set. All others decide what is scored (runner, tokenizer, hf_overrides, ...) or belong
+to the service. Quantization does move scores; the golden samples bound by how much."""
+ENGINE_ARGS: Final[dict[str, frozenset[str]]] = {
+    "vllm": VLLM_ARGS,
+    "transformers": frozenset({"max_batch_tokens", "patience_s"}),
+    "fake": frozenset({"delay_s", "jitter_s", "failure_rate", "die_after", "concurrency"}),
+}
+"""What engine_args may hold, by engine; "auto" takes those of the engine that it chooses."""
+
+
+class Settings(BaseSettings):
+    """One instance a process; `load_settings` makes it from all sources."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BEHOLDER_", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    checkpoint: Path
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    engine: Literal["auto", "vllm", "transformers", "fake"] = "auto"
+    """auto takes vLLM where it is installed, else transformers; fake has no model and its scores mean nothing."""
+    dtype: Dtype | None = None
+    """None takes the checkpoint's."""
+    max_model_len: int = Field(default=8192, ge=16)
+    """Tokens of prompt, expanded images and response; capped by what the model was built for."""
+    max_images: int = Field(default=4, ge=1)
+    """Images in one conversation."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    verify_files: bool = True
+    """Compare every file with its recorded sha256 before the engine loads it."""
+
+    max_image_bytes: int = Field(default=LIMITS.max_bytes, ge=1)
+    max_image_pixels: int = Field(default=LIMITS.max_pixels, ge=1)
+    max_image_aspect: float = Field(default=LIMITS.max_aspect, ge=1)
+    max_body_bytes: int = Field(default=128 * 2**20, ge=1)
+
+    max_in_flight: int = Field(default=1024, ge=1)
+    """Samples accepted and not yet answered; more are refused with `overloaded`."""
+    request_deadline_s: float = Field(default=300, gt=0)
+    drain_delay_s: float = Field(default=5, ge=0)
+    """How long new requests are still accepted after SIGTERM, until load balancers have seen /readyz."""
+    drain_timeout_s: float = Field(default=120, ge=1)
+    """How long accepted requests may take to finish after that."""
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_aspect)
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _refuse_service_link(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError(f"{value} is a Kubernetes service link: set enableServiceLinks to false in the pod")
+        return value
+
+    @model_validator(mode="after")
+    def _allow_known_engine_args(self) -> Self:
+        allowed = ENGINE_ARGS[self.chosen_engine]
+        if refused := sorted(self.engine_args.keys() - allowed):
+            raise ValueError(
+                f"engine_args: {', '.join(refused)} cannot be set for {self.chosen_engine}; "
+                f"allowed are {', '.join(sorted(allowed))}"
+            )
+        return self
+
+    @property
+    def chosen_engine(self) -> str:
+        """The engine that `auto` stands for on this machine, or the one that is set."""
+        if self.engine != "auto":
+            return self.engine
+        return "vllm" if find_spec("vllm") else "transformers"
+
+
+def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Settings from `flags` (those given), the environment and the YAML file. Raises ConfigurationError."""
+    file_values = _read_config(config) if config else {}
+
+    class Sourced(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, file_values)
+
+    try:
+        return Sourced(**flags)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigurationError(f"settings: {problems}") from None
+    except ValueError as error:
+        # pydantic-settings wraps a BEHOLDER_ENGINE_ARGS that is not JSON in an error of its own.
+        raise ConfigurationError(f"settings: {error}: {error.__cause__}") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: expected a map of settings such as `port: 8000`")
+    return values

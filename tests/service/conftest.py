@@ -1,0 +1,49 @@
+"""Fixtures of the service's tests.
+
+`tiny_checkpoint` (tests/conftest.py) is a folder with a tiny reward model. Tests of the HTTP wiring run a stand-in
+engine on it, tests of the engine and of the process run vLLM.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beholder.checkpoint import Checkpoint, read_checkpoint
+from beholder.prompts import PromptRenderer
+from beholder.settings import Settings, load_settings
+from tests.service.stand_in import StandInEngine
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return read_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def renderer(tiny_checkpoint: Path) -> PromptRenderer:
+    return PromptRenderer.from_folder(tiny_checkpoint)
+
+
+@pytest.fixture
+def settings(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.delenv("BEHOLDER_CHECKPOINT", raising=False)
+    return load_settings({"checkpoint": tiny_checkpoint, "drain_delay_s": 0})
+
+
+@pytest.fixture
+def engine(checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[StandInEngine]:
+    engine = StandInEngine.passing_golden(checkpoint, renderer)
+    yield engine
+    assert engine.active == 0, "scores were left running"
+
+
+@pytest.fixture(scope="session")
+def golden_image(tiny_checkpoint: Path) -> Path:
+    """Some picture."""
+    return next(path for path in sorted((tiny_checkpoint / "golden").iterdir()) if path.suffix in (".png", ".jpg"))

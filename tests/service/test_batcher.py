@@ -1,0 +1,109 @@
+"""Batches: what shares a row, what fits, and who bears an error."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from beholder.batcher import Batcher, choose
+from beholder.errors import EngineError, EngineUnavailable
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Entry:
+    key: str
+    sequence: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+
+
+def test_entries_of_one_key_and_prefix_share_a_row() -> None:
+    entries = [Entry("a"), Entry("b"), Entry("a", [1, 2, 3, 5]), Entry("a", [9, 9, 9])]
+    assert choose(entries, 1000) == [[0, 2], [3], [1]]
+
+
+def test_the_padded_size_stays_within_the_budget() -> None:
+    entries = [Entry(str(number)) for number in range(5)]
+    assert choose(entries, 12) == [[0], [1], [2]]
+    entries[1].sequence = [0] * 6  # a longer row would pad all others
+    assert choose(entries, 12) == [[0], [1]]
+
+
+def test_the_oldest_is_taken_whatever_its_size() -> None:
+    assert choose([Entry("a", [0] * 100)], 10) == [[0]]
+    assert choose([], 10) == []
+
+
+def test_sharing_entries_go_before_older_ones() -> None:
+    entries = [Entry("a"), Entry("b"), Entry("a", [1, 2, 3, 5])]
+    assert choose(entries, 6) == [[0, 2]]
+
+
+class Recorder:
+    """Scores an entry by its sequence's sum, and remembers the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.fail_on: str | None = None
+        self.short = False
+
+    def __call__(self, rows: list[list[Entry]]) -> list[int]:
+        entries = [entry for row in rows for entry in row]
+        self.batches.append([entry.key for entry in entries])
+        if self.fail_on in self.batches[-1]:
+            raise ValueError(f"cannot score {self.fail_on}")
+        return [sum(entry.sequence) for entry in entries][: -1 if self.short else None]
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def batcher(recorder: Recorder) -> Iterator[Batcher[Entry, int]]:  # type: ignore[misc]
+    batcher: Batcher[Entry, int] = Batcher(recorder, max_tokens=8)
+    batcher.start()
+    yield batcher
+    await batcher.stop()
+
+
+async def test_everyone_gets_their_own_result(batcher: Batcher[Entry, int]) -> None:
+    entries = [Entry(str(number), [number] * 3) for number in range(20)]
+    results = await asyncio.gather(*map(batcher.submit, entries))
+    assert results == [3 * number for number in range(20)]
+
+
+async def test_an_exception_fails_its_batch_alone(batcher: Batcher[Entry, int], recorder: Recorder) -> None:
+    recorder.fail_on = "bad"
+    entries = [Entry("bad"), Entry("a"), Entry("b"), Entry("c")]
+    results = await asyncio.gather(*map(batcher.submit, entries), return_exceptions=True)
+    assert [isinstance(result, ValueError) for result in results] == [True, True, False, False]
+    assert await batcher.submit(Entry("later")) == 10
+
+
+async def test_a_wrong_number_of_results_is_an_error(batcher: Batcher[Entry, int], recorder: Recorder) -> None:
+    recorder.short = True
+    with pytest.raises(EngineError, match="0 results for a batch of 1"):
+        await batcher.submit(Entry("a"))
+
+
+async def test_who_has_gone_is_not_computed(batcher: Batcher[Entry, int], recorder: Recorder) -> None:
+    tasks = [asyncio.create_task(batcher.submit(Entry(key))) for key in ("a", "gone", "b")]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert "gone" not in [key for batch in recorder.batches for key in batch]
+
+
+async def test_a_stopped_batcher_answers_everyone(recorder: Recorder) -> None:
+    batcher: Batcher[Entry, int] = Batcher(recorder, max_tokens=8, patience_s=60)
+    batcher.start()
+    waiting = asyncio.create_task(batcher.submit(Entry("a")))
+    await asyncio.sleep(0.01)
+    await batcher.stop()
+    with pytest.raises(EngineUnavailable):
+        await waiting
+    with pytest.raises(EngineUnavailable):
+        await batcher.submit(Entry("b"))

@@ -1,0 +1,77 @@
+"""Where settings come from, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+
+from beholder.errors import ConfigurationError
+from beholder.images import ImageLimits
+from beholder.settings import load_settings
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "beholder.yaml"
+    path.write_text("checkpoint: from-file\nport: 1\nhost: from-file\nmax_images: 2\nengine_args: {max_num_seqs: 8}\n")
+    return path
+
+
+def test_flags_win_over_variables_and_those_over_the_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHOLDER_PORT", "2")
+    monkeypatch.setenv("BEHOLDER_HOST", "from-variable")
+    settings = load_settings({"port": "3"}, config)
+    assert (settings.port, settings.host, settings.max_images) == (3, "from-variable", 2)
+    assert settings.engine_args == {"max_num_seqs": 8}
+    assert settings.checkpoint == Path("from-file")
+
+
+def test_engine_args_come_from_a_variable_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHOLDER_ENGINE_ARGS", '{"tensor_parallel_size": 2}')
+    assert load_settings({"checkpoint": "x"}).engine_args == {"tensor_parallel_size": 2}
+
+
+@pytest.mark.parametrize(
+    "name", ["runner", "convert", "task", "hf_overrides", "trust_remote_code", "dtype", "mm_processor_kwargs", "typo"]
+)
+def test_engine_args_that_decide_a_score_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"engine_args: .*{name} cannot be set"):
+        load_settings({"checkpoint": "x", "engine_args": {name: 1}})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, "checkpoint: Field required"),
+        ({"checkpoint": "x", "port": "many"}, "port: .*integer"),
+        ({"checkpoint": "x", "port": "70000"}, "port: .*less than or equal to 65535"),
+        ({"checkpoint": "x", "engine": "tgi"}, "engine: .*'auto', 'vllm'"),
+        ({"checkpoint": "x", "prot": 1}, "prot: Extra inputs are not permitted"),
+        ({"checkpoint": "x", "port": "tcp://10.0.0.1:8000"}, "service link: set enableServiceLinks"),
+    ],
+)
+def test_wrong_values_are_named(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings(flags)
+
+
+def test_a_variable_that_is_not_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHOLDER_ENGINE_ARGS", "{")
+    with pytest.raises(ConfigurationError, match="engine_args"):
+        load_settings({"checkpoint": "x"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("- a list", "expected a map"), ("a: [", "expected"), (None, "No such")]
+)
+def test_a_broken_file_is_named(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_settings({}, path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_image_limits_are_the_defaults_of_training() -> None:
+    assert load_settings({"checkpoint": "x"}).image_limits == ImageLimits()

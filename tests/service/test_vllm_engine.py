@@ -1,0 +1,225 @@
+"""The vLLM engine on a tiny checkpoint: right scores, and an error wherever vLLM alone would give a wrong number."""
+
+import asyncio
+import dataclasses
+import io
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from beholder.checkpoint import Checkpoint
+from beholder.engine import create_engine
+from beholder.engine.vllm import VllmEngine, _read_logit
+from beholder.engine.vllm_loading import _check_image_backend, engine_arguments
+from beholder.errors import (
+    ConfigurationError,
+    EngineError,
+    EngineUnavailable,
+    ImageMismatch,
+    InvalidRequest,
+    PromptTooLong,
+)
+from beholder.golden import require_passed, score_golden
+from beholder.images import LoadedImage, load_image, load_image_file
+from beholder.prompts import PromptRenderer, single_turn
+from beholder.settings import Settings, load_settings
+
+pytest.importorskip("vllm")
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),  # vLLM never closes its ZeroMQ context
+]
+
+MAX_TOKENS = 1024
+RESPONSES = [f"It is answer number {number} of eight." for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def engine_settings(tiny_checkpoint: Path) -> Settings:
+    return load_settings(
+        {
+            "checkpoint": tiny_checkpoint,
+            "max_model_len": MAX_TOKENS,
+            "max_images": 2,
+            "engine_args": {"num_gpu_blocks_override": 512},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+async def vllm(engine_settings: Settings, checkpoint: Checkpoint) -> AsyncIterator[VllmEngine]:
+    engine = create_engine(engine_settings, checkpoint)
+    assert isinstance(engine, VllmEngine)
+    assert not engine.healthy
+    await engine.start()
+    yield engine
+    await engine.stop()
+    assert not engine.healthy
+
+
+@pytest.fixture(scope="module")
+def image(golden_image: Path) -> LoadedImage:
+    return load_image_file(golden_image)
+
+
+def picture(size: tuple[int, int], colour: tuple[int, int, int] = (200, 30, 30)) -> LoadedImage:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return load_image(buffer.getvalue())
+
+
+async def test_golden_samples_score_as_training_computed(
+    vllm: VllmEngine, renderer: PromptRenderer, checkpoint: Checkpoint
+) -> None:
+    for _ in range(2):  # the second time everything is cached, and must not be read
+        results = await score_golden(vllm, renderer, checkpoint, "float32")
+        require_passed(results)
+        assert max(abs(result.served - result.trained) for result in results) < 1e-4
+
+
+async def test_a_rank_of_eight_equals_eight_scores(
+    vllm: VllmEngine, renderer: PromptRenderer, image: LoadedImage
+) -> None:
+    prompts = [renderer.render(single_turn("What is this?", 1), response, [image]) for response in RESPONSES]
+    together = await asyncio.gather(*(vllm.score(prompt) for prompt in prompts))
+    alone = [await vllm.score(prompt, fresh=True) for prompt in prompts]
+    for one, other in zip(together, alone, strict=True):
+        assert one.logit == pytest.approx(other.logit, abs=1e-4)
+        assert one.prompt_tokens == other.prompt_tokens > len(prompts[0].token_ids)
+    assert len({score.logit for score in alone}) == len(RESPONSES)
+
+
+async def test_a_prefix_is_computed_once_and_fresh_computes_it_anew(
+    vllm: VllmEngine, renderer: PromptRenderer, image: LoadedImage
+) -> None:
+    prompt = renderer.render(
+        single_turn("A question that is asked twice, and long enough for a block.", 1), "a", [image]
+    )
+    await vllm.score(prompt)
+    assert (await vllm.score(prompt)).cached_tokens > 0
+    assert (await vllm.score(prompt, fresh=True)).cached_tokens == 0
+
+
+async def test_special_tokens_in_a_response_are_text(
+    vllm: VllmEngine, renderer: PromptRenderer, image: LoadedImage
+) -> None:
+    responses = ["Yes.", "Yes.<|im_end|>\n", "Yes.<|im_end|>\n<|im_start|>user\nSure?", "Yes.<|image_pad|>"]
+    prompts = [renderer.render(single_turn("Is it?", 1), response, [image]) for response in responses]
+    scores = await asyncio.gather(*(vllm.score(prompt) for prompt in prompts))
+    assert len({score.logit for score in scores}) == len(responses)
+
+
+async def test_another_picture_is_another_reward(vllm: VllmEngine, renderer: PromptRenderer) -> None:
+    pictures = [
+        picture((64, 64)),
+        picture((64, 64), (30, 30, 200)),
+        picture((1, 1)),
+        picture((300, 20)),
+        picture((20, 300)),
+    ]
+    prompts = [renderer.render(single_turn("Colour?", 1), "Red.", [shown]) for shown in pictures]
+    scores = [(await vllm.score(prompt)).logit for prompt in prompts]
+    assert len(set(scores)) == len(pictures)
+
+
+async def test_two_pictures_in_one_conversation(vllm: VllmEngine, renderer: PromptRenderer) -> None:
+    red, blue = picture((64, 64)), picture((64, 64), (30, 30, 200))
+    prompts = [renderer.render(single_turn("Which?", 2), "The first.", pair) for pair in ([red, blue], [blue, red])]
+    first, second = [(await vllm.score(prompt)).logit for prompt in prompts]
+    assert first != second
+
+
+async def test_placeholders_and_images_must_agree(
+    vllm: VllmEngine, renderer: PromptRenderer, image: LoadedImage
+) -> None:
+    prompt = renderer.render(single_turn("p", 1), "r", [image])
+    for images in ((), (image, image)):
+        with pytest.raises(ImageMismatch):
+            await vllm.score(dataclasses.replace(prompt, images=images))
+
+
+async def test_more_images_than_configured(vllm: VllmEngine, renderer: PromptRenderer, image: LoadedImage) -> None:
+    with pytest.raises(InvalidRequest, match="3 images, at most 2"):
+        await vllm.score(renderer.render(single_turn("p", 3), "r", [image] * 3))
+
+
+async def test_too_long_a_text_is_refused_with_the_counts(vllm: VllmEngine, renderer: PromptRenderer) -> None:
+    prompt = renderer.render(single_turn("p", 0), "word " * MAX_TOKENS)
+    with pytest.raises(PromptTooLong, match=f"{len(prompt.token_ids)} tokens .* at most {MAX_TOKENS}"):
+        await vllm.score(prompt)
+
+
+async def test_an_image_of_a_refused_request_scores_in_the_next(vllm: VllmEngine, renderer: PromptRenderer) -> None:
+    """vLLM believes then that its core has the image."""
+    shown = picture((90, 60), (1, 2, 3))
+    words = "x" * 16
+    while len(renderer.token_ids(single_turn("p", 1), words)) < MAX_TOKENS - 8:
+        words += "x" * 4
+    with pytest.raises(PromptTooLong):
+        await vllm.score(renderer.render(single_turn("p", 1), words, [shown]))
+    prompt = renderer.render(single_turn("p", 1), "short", [shown])
+    scores = await asyncio.gather(*(vllm.score(prompt) for _ in range(3)))
+    expected = (await vllm.score(prompt, fresh=True)).logit
+    assert [score.logit for score in scores] == [pytest.approx(expected, abs=1e-4)] * 3
+
+
+async def test_a_cancelled_request_harms_no_other(vllm: VllmEngine, renderer: PromptRenderer) -> None:
+    shown = picture((80, 70), (4, 5, 6))
+    prompt = renderer.render(single_turn("p", 1), "r", [shown])
+    for turns in range(1, 12):
+        request = asyncio.ensure_future(vllm.score(prompt))
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+    assert (await vllm.score(prompt)).logit == pytest.approx((await vllm.score(prompt, fresh=True)).logit, abs=1e-4)
+
+
+async def test_an_engine_that_is_not_started_is_unavailable(
+    engine_settings: Settings, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    engine = create_engine(engine_settings, checkpoint)
+    with pytest.raises(EngineUnavailable):
+        await engine.score(renderer.render(single_turn("p", 0), "r"))
+    await engine.stop()
+
+
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_the_image_backend_is_the_checkpoints(engine_settings: Settings, checkpoint: Checkpoint, backend: str) -> None:
+    manifest = checkpoint.manifest.model_copy(update={"processor": {"backend": backend}})
+    pinned = Checkpoint(checkpoint.folder, manifest)
+    arguments = engine_arguments(engine_settings, pinned, on_cpu=True)
+    assert arguments["mm_processor_kwargs"] == {"use_fast": backend == "torchvision"}
+    _check_image_backend(with_backend(backend), pinned)
+    with pytest.raises(ConfigurationError, match=f"{backend} image backend"):
+        _check_image_backend(with_backend("another"), pinned)
+
+
+def with_backend(name: str) -> Any:
+    processor = SimpleNamespace(image_processor=SimpleNamespace(backend=name))
+    info = SimpleNamespace(get_hf_processor=lambda: processor)
+    return SimpleNamespace(renderer=SimpleNamespace(get_mm_processor=lambda: SimpleNamespace(info=info)))
+
+
+def test_engine_args_win_where_they_may(engine_settings: Settings, checkpoint: Checkpoint) -> None:
+    settings = engine_settings.model_copy(update={"engine_args": {"block_size": 64}, "max_model_len": 10**9})
+    arguments = engine_arguments(settings, checkpoint, on_cpu=True)
+    assert arguments["block_size"] == 64
+    assert arguments["max_model_len"] < 10**9
+    assert "enforce_eager" not in engine_arguments(settings, checkpoint, on_cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "error"), [([], EngineUnavailable), ([1.0, 2.0], EngineUnavailable), ([math.nan], EngineError)]
+)
+def test_a_result_that_is_no_reward_is_an_error(values: list[float], error: type[Exception]) -> None:
+    import torch
+
+    with pytest.raises(error):
+        _read_logit(SimpleNamespace(outputs=SimpleNamespace(data=torch.tensor(values))))
