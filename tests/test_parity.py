@@ -1,4 +1,4 @@
-"""The served score is the trained score, on every architecture and every real engine (`python -m benchmarks.parity`)."""
+"""The served score is the trained score, on every architecture and every real engine; see benchmarks/parity.py."""
 
 import pytest
 

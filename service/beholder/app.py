@@ -28,7 +28,8 @@ def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, rende
     metrics = Metrics()
     metrics.model.labels(checkpoint.fingerprint, checkpoint.manifest.base_model).set(1)
     lifecycle = Lifecycle(settings, engine, checkpoint, renderer, metrics)
-    scorer = Scorer(engine, renderer, settings.image_limits, settings.max_in_flight, metrics)
+    calibration = checkpoint.manifest.calibration
+    scorer = Scorer(engine, renderer, settings.image_limits, settings.max_in_flight, metrics, calibration)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

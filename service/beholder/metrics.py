@@ -1,13 +1,16 @@
-"""Every Prometheus object of the service, named once, in a registry of its own.
+"""Every Prometheus object of the service, named once, in a registry of its own. docs/metrics.md lists them.
 
 vLLM registers its `vllm:*` in the default registry; /metrics shows both.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+SAMPLE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+REWARD_BUCKETS: Final = (-5, -4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5)
 
 
 class Metrics:
@@ -28,12 +31,37 @@ class Metrics:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
+        self.stages = Histogram(
+            "beholder_stage_seconds",
+            "Seconds in a stage: queue (a request waits for a processor), image (its images are decoded, its prompts "
+            "rendered), engine (one sample is scored).",
+            ["stage"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.request_samples = Histogram(
+            "beholder_request_samples", "Samples of a request.", buckets=SAMPLE_BUCKETS, registry=registry
+        )
+        self.images = Counter(
+            "beholder_images",
+            "Images decoded, by outcome: ok, or the problem's code.",
+            ["outcome"],
+            registry=registry,
+        )
         self.samples = Counter("beholder_samples", "Samples scored.", registry=registry)
         self.prompt_tokens = Counter(
             "beholder_prompt_tokens", "Tokens of scored prompts, images expanded.", registry=registry
         )
         self.cached_tokens = Counter(
             "beholder_cached_tokens", "Prompt tokens that the prefix cache spared.", registry=registry
+        )
+        self.computed_tokens = Counter(
+            "beholder_computed_tokens", "Prompt tokens that were computed.", registry=registry
+        )
+        self.oldest = Gauge(
+            "beholder_oldest_sample_seconds",
+            "Seconds since the oldest sample in flight was accepted.",
+            registry=registry,
         )
         self.in_flight = Gauge("beholder_samples_in_flight", "Samples accepted and not answered.", registry=registry)
         self.in_flight_limit = Gauge(
@@ -51,6 +79,53 @@ class Metrics:
             "beholder_model_info", "The checkpoint; always 1.", ["fingerprint", "base_model"], registry=registry
         )
 
+        self.rewards = RewardMoments(registry)
+
     def render(self) -> bytes:
         """The exposition text of this registry and of the default one (process and engine)."""
         return generate_latest(self.registry) + generate_latest(REGISTRY)
+
+
+class RewardMoments:
+    """What the rewards are like: their distribution, and sums from which mean, deviation and correlation follow.
+
+    A reward is `normalized` where the checkpoint is calibrated, else the raw score; a length counts characters. Sums
+    add up over replicas and their rates over any window. Prometheus takes a counter that falls for a restart, so sums
+    that may fall are kept as two that only grow, by sign: their difference is meant.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.calibrated = Gauge(
+            "beholder_calibrated", "1 when rewards are in the calibration's deviations.", registry=registry
+        )
+        self._distribution = Histogram(
+            "beholder_normalized_reward", "Normalized rewards.", buckets=REWARD_BUCKETS, registry=registry
+        )
+        self._reward = Counter("beholder_reward_sum", "Sum of rewards, by their sign.", ["sign"], registry=registry)
+        self._reward_squared = Counter("beholder_reward_squared", "Sum of squared rewards.", registry=registry)
+        self._length = Counter("beholder_response_characters", "Characters of the scored responses.", registry=registry)
+        self._length_squared = Counter(
+            "beholder_response_characters_squared", "Sum of squared lengths of responses.", registry=registry
+        )
+        self._product = Counter(
+            "beholder_reward_characters", "Sum of reward times length, by its sign.", ["sign"], registry=registry
+        )
+        for sign in ("positive", "negative"):
+            self._reward.labels(sign)
+            self._product.labels(sign)
+
+    def observe(self, rewards: Sequence[float], lengths: Sequence[int], *, calibrated: bool) -> None:
+        """Count one request's rewards and its responses' lengths."""
+        if calibrated:
+            for reward in rewards:
+                self._distribution.observe(reward)
+        _add(self._reward, rewards)
+        _add(self._product, [reward * length for reward, length in zip(rewards, lengths, strict=True)])
+        self._reward_squared.inc(sum(reward * reward for reward in rewards))
+        self._length.inc(sum(lengths))
+        self._length_squared.inc(sum(length * length for length in lengths))
+
+
+def _add(counter: Counter, values: Sequence[float]) -> None:
+    counter.labels("positive").inc(sum(value for value in values if value > 0))
+    counter.labels("negative").inc(-sum(value for value in values if value < 0))

@@ -63,14 +63,14 @@ _Shape = tuple[tuple[Role, tuple[bool, ...]], ...]  # a conversation without its
 class PromptRenderer:
     """Renders for one checkpoint.
 
-    `tokenizer` is a fast Hugging Face tokenizer with a chat template, `image_token_id` the placeholder's id.
-    Raises CheckpointError when template and tokenizer cannot be rendered exactly.
+    `tokenizer` is a fast Hugging Face tokenizer with a chat template, `image_token_id` the placeholder's id, or None
+    for a text-only model. Raises CheckpointError when template and tokenizer cannot be rendered exactly.
     """
 
-    def __init__(self, tokenizer: Any, image_token_id: int) -> None:
+    def __init__(self, tokenizer: Any, image_token_id: int | None) -> None:
         self.image_token_id = image_token_id
         self._template = tokenizer
-        image_token = tokenizer.convert_ids_to_tokens(image_token_id)
+        image_token = None if image_token_id is None else tokenizer.convert_ids_to_tokens(image_token_id)
         self._backend, self._special_ids = _plain_backend(tokenizer, image_token)
         by_length = sorted(self._special_ids, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(re.escape(token) for token in by_length))
@@ -102,6 +102,8 @@ class PromptRenderer:
         if not response.strip():
             raise EmptyResponse("the response is empty: a reward needs a response")
         slots = sum(part is IMAGE for turn in conversation for part in turn.parts)
+        if self.image_token_id is None and (slots or images):
+            raise ImageMismatch("this reward model reads text alone: leave the images out, or serve a model that sees")
         if slots != len(images):
             raise ImageMismatch(f"the conversation has {slots} image places but {len(images)} images were given")
         return Prompt(self.token_ids(conversation, response), tuple(images))
@@ -116,7 +118,8 @@ class PromptRenderer:
 
     def _render_pieces(self, shape: _Shape) -> tuple[str, ...]:
         """The template's own text around the n texts of a conversation: n + 1 pieces."""
-        messages, text_count = [], 0
+        messages: list[dict[str, Any]] = []
+        text_count = 0
         for role, parts in shape:
             content: list[dict[str, str]] = []
             for is_image in parts:
@@ -125,7 +128,10 @@ class PromptRenderer:
                 else:
                     content.append({"type": "text", "text": _SENTINEL.format(text_count)})
                     text_count += 1
-            messages.append({"role": role, "content": content})
+            if self.image_token_id is None:  # the templates of text models take a string
+                messages.append({"role": role, "content": "".join(part["text"] for part in content)})
+            else:
+                messages.append({"role": role, "content": content})
         try:
             rendered = self._template.apply_chat_template(messages, tokenize=False)
         except Exception as error:
@@ -163,22 +169,22 @@ class PromptRenderer:
     def _check_exact(self) -> None:
         """Segment by segment must give the ids of the whole string, or stock clients would get other scores."""
         question, answer = "Which  one is it?\n(a) or (b)", "It is é, the 2nd one."
-        conversation = single_turn(question, 1)
-        shape: _Shape = (("user", (True, False)), ("assistant", (False,)))
-        before, between, after = self._pieces(shape)
+        slots = () if self.image_token_id is None else (True,)
+        conversation = single_turn(question, len(slots))
+        before, between, after = self._pieces((("user", (*slots, False)), ("assistant", (False,))))
         whole = self._template(before + question + between + answer + after, add_special_tokens=False)["input_ids"]
         if self.token_ids(conversation, answer) != tuple(whole):
             raise CheckpointError(
                 "this tokenizer encodes text beside special tokens in a way that Beholder cannot reproduce"
             )
-        if whole.count(self.image_token_id) != 1:
+        if slots and whole.count(self.image_token_id) != 1:
             raise CheckpointError(
                 f"the chat template gives an image {whole.count(self.image_token_id)} placeholders, not 1"
             )
 
 
-def read_image_token_id(folder: Path) -> int:
-    """The image placeholder's id, from config.json."""
+def read_image_token_id(folder: Path) -> int | None:
+    """The image placeholder's id, from config.json; None for a text-only model."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -186,10 +192,12 @@ def read_image_token_id(folder: Path) -> int:
     for key in ("image_token_id", "image_token_index"):
         if isinstance(config.get(key), int):
             return int(config[key])
-    raise CheckpointError(f"{folder / 'config.json'} names no image_token_id: not a vision-language model")
+    if "vision_config" in config:
+        raise CheckpointError(f"{folder / 'config.json'} names no image_token_id: the place of an image is unknown")
+    return None
 
 
-def _plain_backend(tokenizer: Any, image_token: str) -> tuple[Any, dict[str, int]]:
+def _plain_backend(tokenizer: Any, image_token: str | None) -> tuple[Any, dict[str, int]]:
     """A private tokenizer that encodes special tokens as plain text, and the special tokens' ids."""
     from tokenizers import Tokenizer
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pictures import png
 
 from beholder.errors import DataError
 from beholder_training.data import parse_record, read_records, with_pairs
+from tests.pictures import png
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.pictures import png
 
 from beholder.images import load_image
 from beholder.modeling.architectures import ARCHITECTURES
@@ -13,6 +12,7 @@ from beholder.modeling.packing import attention_mask, common_prefix_length, pack
 from beholder.modeling.reward_model import RewardModel
 from beholder.prompts import PromptRenderer, single_turn
 from beholder_training.bases import make_base
+from tests.pictures import png
 
 RESPONSES = ["It is red.", "Definitely blue!", "Maybe é, or not <|im_end|> at all.", "It is redder."]
 

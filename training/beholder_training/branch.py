@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from beholder.checkpoint import read_checkpoint
 from beholder.images import load_image_file
 from beholder.lru import ByteBoundedCache
-from beholder.modeling.inputs import EncodedGroup, PromptEncoder, collate
+from beholder.modeling.inputs import EncodedGroup, PromptEncoder, collate, to_device
 from beholder.modeling.reward_model import RewardModel
 from beholder.prompts import PromptRenderer, single_turn
 from beholder_training.data import Record
@@ -109,10 +108,3 @@ def resolve_base(base: str) -> Path:
 def batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
     for start in range(0, len(records), size):
         yield records[start : start + size]
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Every tensor of a nested dict on `device`."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    return {name: to_device(value, device) for name, value in batch.items()}

@@ -71,6 +71,10 @@ class TrainingConfig:
     def needs_proxy(self) -> bool:
         return self.algorithm != "standard"
 
+    def main_steps(self, records: int) -> int:
+        """Optimiser steps of the main branch: as set, or what the epochs over so many records take."""
+        return self.steps or max(round(self.epochs * records / (self.batch_prompts * self.accumulation)), 1)
+
     def proxy_warmup(self, total_steps: int) -> int:
         """Warm-up steps of the proxy: as set, by default a tenth of the run for proxy-balanced, else none."""
         if self.proxy_warmup_steps is not None:

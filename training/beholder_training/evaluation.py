@@ -69,12 +69,6 @@ def chance_top1(records: Sequence[Record]) -> float:
     return float(np.mean([record.qualities.count(max(record.qualities)) / len(record.qualities) for record in records]))
 
 
-def within_prompt_spread(scores: Scores) -> float:
-    """Mean over prompts of the standard deviation of a prompt's rewards: the scale on which responses differ."""
-    spreads = [float(np.std(rewards)) for rewards in scores if len(rewards) > 1]
-    return float(np.mean(spreads)) if spreads else 0.0
-
-
 def calibrate(scores: Scores) -> Calibration:
     """Mean, deviation and quantiles over all responses."""
     flat = np.asarray([reward for rewards in scores for reward in rewards])

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from huggingface_hub import save_torch_state_dict
 
 from beholder.checkpoint import Calibration, Checkpoint, Dtype, Manifest, atomic_folder, write_manifest
 from beholder.errors import CheckpointError
+from beholder.golden_samples import write_golden_samples
 from beholder.modeling.reward_model import cast_parameters
+from beholder.modeling.scoring import score_prompts
+from beholder.prompts import Prompt
+from beholder.rewards import within_prompt_spread
 from beholder_training.branch import Branch
 from beholder_training.data import Record
-from beholder_training.evaluation import Scores, calibrate, within_prompt_spread
-from beholder_training.golden import write_golden_samples
+from beholder_training.evaluation import Scores, calibrate
 
 
 def export(
@@ -39,7 +43,7 @@ def export(
     cast_parameters(branch.model.backbone, torch.float32)
     with atomic_folder(output) as folder:
         write_model(folder, branch, dtype)
-        write_golden_samples(folder, branch, held_out)
+        write_golden_samples(folder, branch.renderer, partial(_score, branch), held_out)
         scores = branch.score(held_out, label="calibrating")
         manifest = Manifest(
             base_model=base_model,
@@ -66,13 +70,12 @@ def write_model(folder: Path, branch: Branch, dtype: Dtype) -> None:
         architecture.checkpoint_key(key): value.to(getattr(torch, dtype)).contiguous()
         for key, value in branch.model.backbone.state_dict().items()
     }
-    weights[architecture.head_key] = branch.model.score.weight.detach()
+    head = branch.model.score
+    weights[architecture.head_key] = head.weight.detach()
+    if head.bias is not None:
+        weights[architecture.head_bias_key] = head.bias.detach()
     save_torch_state_dict(weights, folder)
-    label = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-    config = branch.model.backbone.config.to_dict() | label
-    config |= {"architectures": [architecture.served_class], "dtype": dtype}
-    if architecture.text_num_labels:
-        config["text_config"] |= label
+    config = architecture.served_config(branch.model.backbone.config.to_dict(), dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -85,6 +88,10 @@ def bf16_error(branch: Branch, records: Sequence[Record], scores: Scores, limit:
     rounded = half.score(records[:limit])
     pairs = zip(rounded, scores[:limit], strict=True)
     return max(abs(a - b) for ours, exact in pairs for a, b in zip(ours, exact, strict=True))
+
+
+def _score(branch: Branch, prompt: Prompt) -> float:
+    return score_prompts(branch.model, branch.encoder, [prompt])[0]
 
 
 def _calibration(scores: Scores) -> Calibration:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from beholder.errors import BeholderError
 from beholder_training.branch import Branch
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record
 from beholder_training.losses import WEIGHTINGS, bradley_terry, weighted_loss
+from beholder_training.progress import ProgressBar
 
 
 class TrainingDiverged(BeholderError):
@@ -78,18 +79,27 @@ def collator(main: Branch, proxy: Branch | None) -> Callable[[list[Record]], dic
 class RewardTrainer(Trainer):
     """Bradley-Terry on all pairs, weighted by how much the proxy fails on each."""
 
-    def __init__(self, config: TrainingConfig, main: Branch, proxy: Branch | None, arguments: Any, data: Any) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        main: Branch,
+        proxy: Branch | None,
+        warmup: int,
+        arguments: TrainingArguments,
+        data: list[Record],
+    ) -> None:
+        """`warmup` is how many steps train the proxy alone before the others."""
         self.config = config
-        self.total_steps: int = arguments.max_steps
-        self.warmup: int = arguments.max_steps - config.steps if proxy else 0
+        self.warmup = warmup
         self._sums: dict[str, float] = {}
         super().__init__(
             model=TwoBranches(main, proxy, config.freeze_vision),
             args=arguments,
             train_dataset=data,
             data_collator=collator(main, proxy),
-            callbacks=[ClipEachBranch(config.max_grad_norm)],
+            callbacks=[ClipEachBranch(config.max_grad_norm), ProgressBar(config.output.name)],
         )
+        self.remove_callback(PrinterCallback)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -190,12 +200,11 @@ def branch_parameters(model: Any, branch: str) -> list[nn.Parameter]:
 def train(config: TrainingConfig, records: Sequence[Record], main: Branch, proxy: Branch | None) -> None:
     """Train `main` in place (and `proxy` beside it) on `records`, each of which has a pair."""
     set_seed(config.seed)
-    if not config.steps:
-        config.steps = max(round(config.epochs * len(records) / (config.batch_prompts * config.accumulation)), 1)
-    warmup = config.proxy_warmup(config.steps) if proxy else 0
-    arguments = _arguments(config, config.steps + warmup, config.output.parent / f".{config.output.name}.training")
-    trainer = RewardTrainer(config, main, proxy, arguments, list(records))
-    trainer.train()
+    steps = config.main_steps(len(records))
+    warmup = config.proxy_warmup(steps) if proxy else 0
+    scratch = config.output.parent / f".{config.output.name}.training"
+    arguments = _arguments(config, warmup + steps, scratch)
+    RewardTrainer(config, main, proxy, warmup, arguments, list(records)).train()
 
 
 def _arguments(config: TrainingConfig, max_steps: int, scratch: Path) -> TrainingArguments:
@@ -206,6 +215,7 @@ def _arguments(config: TrainingConfig, max_steps: int, scratch: Path) -> Trainin
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
         max_grad_norm=0.0,  # ClipEachBranch
+        disable_tqdm=True,  # ProgressBar
         bf16=config.bf16,
         seed=config.seed,
         logging_steps=max(max_steps // 20, 1),

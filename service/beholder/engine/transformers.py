@@ -110,7 +110,7 @@ class TransformersEngine:
     def _forward(self, rows: list[list[_Sample]]) -> list[EngineScore]:
         import torch
 
-        from beholder.modeling.inputs import EncodedGroup, collate
+        from beholder.modeling.inputs import EncodedGroup, collate, to_device
         from beholder.modeling.packing import pack
 
         if self._encoder is None:
@@ -118,7 +118,7 @@ class TransformersEngine:
         groups = [EncodedGroup(pack([sample.sequence for sample in row]), row[0].pictures) for row in rows]
         batch = collate(groups, self._image_token_id, self._encoder.pad_token_id)
         with torch.inference_mode():
-            rewards = self._model(**_to_device(batch, self._model.score.weight.device)).tolist()
+            rewards = self._model(**to_device(batch, self._model.score.weight.device)).tolist()
         if not all(map(math.isfinite, rewards)):
             raise EngineError("the model's reward is not finite: its weights overflow in this dtype")
         cached = [count for group in groups for count in _shared_tokens(group)]
@@ -143,13 +143,6 @@ def _shared_tokens(group: "EncodedGroup") -> list[int]:
 
     shared = group.packed.segments.count(PREFIX)
     return [0] + [shared] * (len(group.packed.last) - 1)
-
-
-def _to_device(batch: Any, device: Any) -> Any:
-    return {
-        name: _to_device(value, device) if isinstance(value, dict) else value.to(device)
-        for name, value in batch.items()
-    }
 
 
 def built_for(config: Any) -> int:

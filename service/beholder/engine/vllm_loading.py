@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from beholder.checkpoint import Checkpoint
 from beholder.errors import ConfigurationError
+from beholder.prompts import read_image_token_id
 
 if TYPE_CHECKING:
     from beholder.settings import Settings
@@ -60,7 +61,6 @@ def load(settings: "Settings", checkpoint: Checkpoint) -> Any:
 def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bool) -> dict[str, Any]:
     """The keyword arguments of AsyncEngineArgs."""
     max_tokens = min(settings.max_model_len, _built_for(checkpoint.folder))
-    backend = checkpoint.manifest.processor.get("backend")
     return {
         **(CPU_DEFAULTS if on_cpu else {}),
         # vLLM computes a prompt in one step where it cannot split it, so a step must hold the longest.
@@ -71,13 +71,21 @@ def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bo
         "runner": "pooling",
         "dtype": settings.dtype or checkpoint.manifest.dtype,
         "max_model_len": max_tokens,
-        "limit_mm_per_prompt": {"image": settings.max_images, "video": 0},
-        # `backend` would say it better, but transformers 5.19 hands it to the video processor too, which has no PIL.
-        "mm_processor_kwargs": {"use_fast": backend == "torchvision"} if backend else None,
+        **(_image_arguments(settings, checkpoint) if read_image_token_id(checkpoint.folder) is not None else {}),
         "trust_remote_code": False,
         "disable_log_stats": False,
         "use_tqdm_on_load": False,
         "shutdown_timeout": math.ceil(settings.drain_timeout_s),
+    }
+
+
+def _image_arguments(settings: "Settings", checkpoint: Checkpoint) -> dict[str, Any]:
+    """vLLM refuses these for a model that reads text alone."""
+    backend = checkpoint.manifest.processor.get("backend")
+    return {
+        "limit_mm_per_prompt": {"image": settings.max_images, "video": 0},
+        # `backend` would say it better, but transformers 5.19 hands it to the video processor too, which has no PIL.
+        "mm_processor_kwargs": {"use_fast": backend == "torchvision"} if backend else None,
     }
 
 
@@ -90,8 +98,10 @@ def _built_for(folder: Path) -> int:
 def _check_image_backend(llm: Any, checkpoint: Checkpoint) -> None:
     """transformers falls back on the other backend without an error."""
     pinned = checkpoint.manifest.processor.get("backend")
+    if pinned is None:
+        return
     found = getattr(llm.renderer.get_mm_processor().info.get_hf_processor().image_processor, "backend", None)
-    if pinned and found != pinned:
+    if found != pinned:
         raise ConfigurationError(
             f"{checkpoint.folder} was trained with the {pinned} image backend, this installation gives {found}: "
             "install torchvision as `beholder[vllm]` has it"

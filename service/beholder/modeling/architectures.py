@@ -14,9 +14,10 @@ from beholder.errors import CheckpointError
 class Architecture:
     """How one model family is named and stored.
 
-    vision: attribute of the backbone that holds the vision tower.
+    vision: attribute of the backbone that holds the vision tower; empty for a text-only family.
     renames: (prefix in the backbone's state dict, prefix in the checkpoint), first match wins.
     head_key: where stock vLLM looks for the reward head.
+    text_num_labels: whether vLLM reads the number of labels from the text model's config too.
     """
 
     model_type: str
@@ -38,6 +39,23 @@ class Architecture:
             if checkpoint_key.startswith(prefix):
                 return replacement + checkpoint_key.removeprefix(prefix)
         raise CheckpointError(f"{self.model_type}: unknown weight {checkpoint_key}")
+
+    @property
+    def reads_images(self) -> bool:
+        return bool(self.vision)
+
+    @property
+    def head_bias_key(self) -> str:
+        """Where stock vLLM looks for the head's bias, which only some models have."""
+        return self.head_key.removesuffix("weight") + "bias"
+
+    def served_config(self, config: dict[str, Any], dtype: str) -> dict[str, Any]:
+        """The config.json of a checkpoint from that of its backbone."""
+        label = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+        served = config | label | {"architectures": [self.served_class], "dtype": dtype}
+        if self.text_num_labels:
+            served["text_config"] = served["text_config"] | label
+        return served
 
 
 ARCHITECTURES = {
@@ -84,12 +102,27 @@ ARCHITECTURES = {
 }
 
 
+TEXT_ARCHITECTURES = {
+    model_type: Architecture(
+        model_type=model_type,
+        served_class=f"{family}ForSequenceClassification",
+        vision="",
+        renames=(("", "model."),),
+        head_key="score.weight",
+        text_num_labels=False,
+    )
+    for model_type, family in {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}.items()
+}
+"""Served when adopted, not trained: they see no picture."""
+
+
 def architecture_of(config: Any) -> Architecture:
     """The entry for a Hugging Face config. Raises CheckpointError for a family that cannot be served."""
+    known = ARCHITECTURES | TEXT_ARCHITECTURES
     model_type = getattr(config, "model_type", None)
-    if model_type not in ARCHITECTURES:
+    if model_type not in known:
         raise CheckpointError(
             f"model type {model_type!r} is not supported: stock vLLM cannot load its reward head; "
-            f"use one of {', '.join(ARCHITECTURES)}"
+            f"use one of {', '.join(ARCHITECTURES)} (text alone, adopted: {', '.join(TEXT_ARCHITECTURES)})"
         )
-    return ARCHITECTURES[model_type]
+    return known[model_type]

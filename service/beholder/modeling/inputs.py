@@ -47,30 +47,39 @@ class EncodedGroup:
 
 
 class PromptEncoder:
-    """Raises PromptTooLong when one sequence exceeds `max_length` tokens (0: no limit)."""
+    """Raises PromptTooLong when one sequence exceeds `max_length` tokens (0: no limit).
 
-    def __init__(self, processor: Any, image_token_id: int, max_length: int = 0, cache_bytes: int = 2**30) -> None:
+    A text-only model has no `image_token_id`, and its `processor` is its tokenizer.
+    """
+
+    def __init__(
+        self, processor: Any, image_token_id: int | None, max_length: int = 0, cache_bytes: int = 2**30
+    ) -> None:
         self.image_token_id = image_token_id
         self.max_length = max_length
         self._processor = processor
+        self._tokenizer = processor if image_token_id is None else processor.tokenizer
         self._cache: ByteBoundedCache[str, Picture] = ByteBoundedCache(cache_bytes)
 
     @classmethod
     def from_folder(
-        cls, folder: Path, image_token_id: int, max_length: int = 0, cache_bytes: int = 2**30
+        cls, folder: Path, image_token_id: int | None, max_length: int = 0, cache_bytes: int = 2**30
     ) -> "PromptEncoder":
-        from transformers import AutoProcessor
+        from transformers import AutoProcessor, AutoTokenizer
 
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        loader: Any = AutoTokenizer if image_token_id is None else AutoProcessor
+        processor = loader.from_pretrained(folder, trust_remote_code=False)
         return cls(processor, image_token_id, max_length, cache_bytes)
 
     @property
     def pad_token_id(self) -> int:
         """What fills a short row; masked, so any token of the vocabulary does."""
-        return int(self._processor.tokenizer.pad_token_id or 0)
+        return int(self._tokenizer.pad_token_id or 0)
 
     def processor_settings(self) -> dict[str, Any]:
-        """What decides the pixels that the model sees: backend, sizes, tiles, normalisation."""
+        """What decides the pixels that the model sees: backend, sizes, tiles, normalisation. Empty without images."""
+        if self.image_token_id is None:
+            return {}
         image_processor = self._processor.image_processor
         backend = "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
         settings = json.loads(image_processor.to_json_string())
@@ -103,14 +112,14 @@ class PromptEncoder:
             return known
         outputs = self._processor.image_processor(images=[image.pixels], return_tensors="pt")
         replacement = self._processor.replace_image_token(outputs, 0)
-        token_ids = self._processor.tokenizer(replacement, add_special_tokens=False)["input_ids"]
+        token_ids = self._tokenizer(replacement, add_special_tokens=False)["input_ids"]
         tensors = {name: outputs[name] for name in ("pixel_values", "image_grid_thw") if name in outputs}
         picture = Picture(tensors, token_ids)
         self._cache.put(image.sha256, picture, picture.bytes)
         return picture
 
 
-def collate(groups: Sequence[EncodedGroup], image_token_id: int, pad_token_id: int) -> dict[str, Any]:
+def collate(groups: Sequence[EncodedGroup], image_token_id: int | None, pad_token_id: int) -> dict[str, Any]:
     """One batch, a row a group.
 
     input_ids, segments, offsets, mm_token_type_ids: (groups, length), int64; padding has segment PADDING.
@@ -119,15 +128,23 @@ def collate(groups: Sequence[EncodedGroup], image_token_id: int, pad_token_id: i
     """
     length = max(len(group.packed.token_ids) for group in groups)
     input_ids = _padded([group.packed.token_ids for group in groups], length, pad_token_id)
+    is_image = torch.zeros_like(input_ids) if image_token_id is None else (input_ids == image_token_id).long()
     return {
         "input_ids": input_ids,
         "segments": _padded([group.packed.segments for group in groups], length, PADDING),
         "offsets": _padded([group.packed.offsets for group in groups], length, 0),
-        "mm_token_type_ids": (input_ids == image_token_id).long() * IMAGE_TYPE,
+        "mm_token_type_ids": is_image * IMAGE_TYPE,
         "rows": torch.tensor([row for row, group in enumerate(groups) for _ in group.packed.last]),
         "columns": torch.tensor([index for group in groups for index in group.packed.last]),
         "pictures": _concatenate([picture for group in groups for picture in group.pictures]),
     }
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Every tensor of a nested dict on `device`."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    return {name: to_device(value, device) for name, value in batch.items()}
 
 
 def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:

@@ -1,9 +1,11 @@
-"""A vision-language backbone with a scalar reward head, forwarded packed.
+"""A backbone, mostly vision-language, with a scalar reward head, forwarded packed.
 
 The reward of a response is the head's output at its last token, in float32 whatever the backbone's dtype.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ class RewardModel(nn.Module):
     @classmethod
     def from_base(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "RewardModel":
         """A pretrained base with a new head. Raises CheckpointError where it is unsupported or incomplete."""
-        _read_architecture(folder)
+        if not (architecture := _read_architecture(folder)).reads_images:
+            raise CheckpointError(f"{folder} is a {architecture.model_type}, which sees no picture: train another base")
         return cls(_load_backbone(folder, dtype, renames={}))
 
     @classmethod
@@ -38,13 +41,17 @@ class RewardModel(nn.Module):
         architecture = _read_architecture(folder)
         renames = {f"^{re.escape(stored)}": own for own, stored in architecture.renames}
         model = cls(_load_backbone(folder, dtype, renames))
-        with torch.no_grad():
-            model.score.weight.copy_(_read_weight(folder, architecture.head_key))
+        weight, bias = (_read_weight(folder, key) for key in (architecture.head_key, architecture.head_bias_key))
+        if weight is None:
+            raise CheckpointError(f"{folder} has no weight {architecture.head_key}")
+        model.score.weight = nn.Parameter(weight.float())
+        if bias is not None:  # of an adopted model; training makes none, it changes no preference
+            model.score.bias = nn.Parameter(bias.float())
         return model.eval()
 
     @property
     def vision(self) -> nn.Module:
-        """The vision tower."""
+        """The vision tower. Only of an architecture that reads images."""
         tower: nn.Module = getattr(self.backbone, self.architecture.vision)
         return tower
 
@@ -97,21 +104,34 @@ def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) ->
     """
     from transformers import AutoModel
 
-    backbone, found = AutoModel.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        key_mapping=renames,
-        output_loading_info=True,
-    )
+    with _quiet_transformers():  # it would report the heads, which are not the backbone's, as unexpected
+        backbone, found = AutoModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            key_mapping=renames,
+            output_loading_info=True,
+        )
     if missing := sorted(found["missing_keys"]) + sorted(found["mismatched_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of the model, {missing[0]} first")
     return backbone
 
 
-def _read_weight(folder: Path, key: str) -> Tensor:
-    """One weight of a checkpoint, whichever file it is in."""
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _read_weight(folder: Path, key: str) -> Tensor | None:
+    """One weight of a checkpoint, whichever file it is in; None where it has none."""
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):
@@ -119,7 +139,7 @@ def _read_weight(folder: Path, key: str) -> Tensor:
             if key in weights.keys():  # noqa: SIM118 (not a mapping)
                 tensor: Tensor = weights.get_tensor(key)
                 return tensor
-    raise CheckpointError(f"{folder} has no weight {key}")
+    return None
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from beholder.errors import BeholderError
 from beholder_training.data import read_records
 from beholder_training.demo import report
@@ -21,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("build/demo"))
     logging.getLogger("transformers").setLevel(logging.ERROR)  # its notes on tiny configurations help nobody here
+    disable_progress_bar()  # nor its bars for loading a megabyte; ours stay
     try:
         run(parser.parse_args().output)
     except BeholderError as error:

@@ -19,7 +19,7 @@ from beholder_training.worlds import ENVIRONMENTS, Environment, WorldSize, make_
 
 TRAINED_ON: Environment = "length"
 ALGORITHMS = ("standard", "sfc", "proxy_balanced")
-RECIPE = {"world_seed": 0, "seeing_steps": 1200, "seeing_learning_rate": 1e-3}
+RECIPE = {"world_seed": 0, "seeing_steps": 2000, "seeing_learning_rate": 1e-3}
 STEPS = 400
 LEARNING_RATE = 3e-4
 

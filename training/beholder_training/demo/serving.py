@@ -42,14 +42,20 @@ def served(checkpoint: Path, log: Path, timeout: float = 300) -> Iterator[str]:
 
     Raises EngineUnavailable, which names the log, when it does not become ready.
     """
+    with service_process(checkpoint, log) as (process, url):
+        _wait_until_ready(process, url, log, timeout)
+        yield url
+
+
+@contextmanager
+def service_process(checkpoint: Path, log: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """`beholder serve` on a free port, perhaps not ready yet, and its URL; stopped with SIGTERM afterwards."""
     port = _free_port()
     command = [sys.executable, "-m", "beholder.cli", "serve", str(checkpoint), "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_ready(process, url, log, timeout)
-        yield url
+        yield process, f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(timeout=60)
