@@ -52,13 +52,22 @@ BENCHMARK_80M = BaseSize(
 )
 
 
-def make_base(folder: Path, architecture: str = "qwen3_vl", size: BaseSize = TINY, seed: int = 0) -> None:
-    """Write a base of `architecture` (a key of ARCHITECTURES) under `folder`."""
+def make_base(
+    folder: Path,
+    architecture: str = "qwen3_vl",
+    size: BaseSize = TINY,
+    seed: int = 0,
+    texts: Iterable[str] | None = None,
+) -> None:
+    """Write a base of `architecture` (a key of ARCHITECTURES) under `folder`.
+
+    The tokenizer's vocabulary is learned from `texts`, by default those of the built-in world; any text encodes.
+    """
     makers = {"qwen3_vl": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl, "internvl": _internvl, "llava": _llava}
     if architecture not in makers:
         raise CheckpointError(f"architecture {architecture!r} is unknown: use one of {', '.join(makers)}")
     torch.manual_seed(seed)
-    processor, model = makers[architecture](size)
+    processor, model = makers[architecture](size, list(texts or _world_texts()))
     initialise(model, size.std)
     folder.mkdir(parents=True)
     model.save_pretrained(folder)
@@ -84,7 +93,7 @@ def _world_texts() -> Iterable[str]:
     yield from worlds.QUESTIONS
 
 
-def _tokenizer(size: BaseSize, tokens: dict[str, str]) -> Any:
+def _tokenizer(size: BaseSize, texts: list[str], tokens: dict[str, str]) -> Any:
     """A byte-level BPE tokenizer (any text encodes) with ChatML turns and the architecture's image tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -99,7 +108,7 @@ def _tokenizer(size: BaseSize, tokens: dict[str, str]) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(_world_texts(), trainer)
+    backend.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
@@ -164,10 +173,10 @@ def _qwen_processors(size: BaseSize) -> tuple[Any, Any]:
     return image, video
 
 
-def _qwen3_vl(size: BaseSize) -> tuple[Any, Any]:
+def _qwen3_vl(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
     from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
-    tokenizer = _tokenizer(size, QWEN_TOKENS)
+    tokenizer = _tokenizer(size, texts, QWEN_TOKENS)
     head_dim = size.hidden // size.heads
     config = Qwen3VLConfig(
         text_config=_text_config(size, head_dim=head_dim, rope_parameters=_mrope(head_dim)),
@@ -189,10 +198,10 @@ def _qwen3_vl(size: BaseSize) -> tuple[Any, Any]:
     return processor, Qwen3VLModel(config)
 
 
-def _qwen2_5_vl(size: BaseSize) -> tuple[Any, Any]:
+def _qwen2_5_vl(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2_5_VLProcessor
 
-    tokenizer = _tokenizer(size, QWEN_TOKENS)
+    tokenizer = _tokenizer(size, texts, QWEN_TOKENS)
     rope = {**_mrope(size.hidden // size.heads), "mrope_interleaved": False}
     config = Qwen2_5_VLConfig(
         text_config=_text_config(size, rope_parameters=rope),
@@ -215,7 +224,7 @@ def _qwen2_5_vl(size: BaseSize) -> tuple[Any, Any]:
     return processor, Qwen2_5_VLModel(config)
 
 
-def _internvl(size: BaseSize) -> tuple[Any, Any]:
+def _internvl(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
     from transformers import (
         GotOcr2ImageProcessor,
         InternVLConfig,
@@ -224,7 +233,7 @@ def _internvl(size: BaseSize) -> tuple[Any, Any]:
         InternVLVideoProcessor,
     )
 
-    tokenizer = _tokenizer(size, INTERNVL_TOKENS)
+    tokenizer = _tokenizer(size, texts, INTERNVL_TOKENS)
     side = size.patch * 8
     config = InternVLConfig(
         text_config=_text_config(size, model_type="qwen2"),
@@ -251,10 +260,10 @@ def _internvl(size: BaseSize) -> tuple[Any, Any]:
     return processor, InternVLModel(config)
 
 
-def _llava(size: BaseSize) -> tuple[Any, Any]:
+def _llava(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
     from transformers import LlavaConfig, LlavaModel, LlavaProcessor, SiglipImageProcessor
 
-    tokenizer = _tokenizer(size, LLAVA_TOKENS)
+    tokenizer = _tokenizer(size, texts, LLAVA_TOKENS)
     side = size.patch * 8
     config = LlavaConfig(
         text_config=_text_config(size, model_type="qwen2"),

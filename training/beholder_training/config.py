@@ -25,6 +25,7 @@ class TrainingConfig:
     proxy_base: base of the text-only proxy; None takes `base`.
     exponent: of the weight; 0 is standard, 1 the full correction.
     bf16: compute in bfloat16 (autocast); export_dtype: of the exported weights.
+    text_only: leave the images out of the main branch too: the text-only baseline.
     freeze_vision: leave the vision tower as it is, in eval mode.
     """
 
@@ -49,6 +50,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     max_length: int = 4096
     freeze_vision: bool = True
+    text_only: bool = False
     bf16: bool = False
     export_dtype: Dtype = "float32"
     seed: int = 0

@@ -26,7 +26,7 @@ def run_training(config: TrainingConfig) -> tuple[Checkpoint, Branch]:
     records = with_pairs(read_records(config.train, config.image_root))
     held_out = with_pairs(read_records(config.validation, config.image_root))
     set_seed(config.seed)
-    main = Branch.from_base(config.base, max_length=config.max_length)
+    main = Branch.from_base(config.base, sees_images=not config.text_only, max_length=config.max_length)
     proxy = None
     if config.needs_proxy:
         proxy = Branch.from_base(config.proxy_base or config.base, sees_images=False, max_length=config.max_length)

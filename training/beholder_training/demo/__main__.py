@@ -53,7 +53,7 @@ def run(folder: Path) -> None:
         swapped = rank_all(url, scenes, scenes[1:] + scenes[:1], "ranking, pictures swapped")
     chance = chance_top1(scenes)
     report.print_ranking(scenes, ranked, swapped, chance)
-    report.print_example(scenes[0], ranked.rankings[0].scores)
+    report.print_example(scenes[0], ranked.rankings[0].scores, folder / "example.png")
     summary = {
         "engine": engine,
         **{name: {a: float(outcomes[a][name].mean()) for a in ALGORITHMS} for name in report.SETS},

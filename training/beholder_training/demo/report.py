@@ -1,6 +1,7 @@
 """What the demo prints."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,15 @@ def print_ranking(records: list[Record], ranked: Ranked, swapped: Ranked, chance
           f" p95 {latencies[1]:.0f} ms")  # fmt: skip
 
 
-def print_example(record: Record, scores: list[float]) -> None:
-    """One scene: the picture (drawn with coloured blocks on a terminal), the question, the responses by reward."""
-    print(f"\nAn example: {record.images[0]}")
+def print_example(record: Record, scores: list[float], picture: Path) -> None:
+    """One scene: the picture (drawn with coloured blocks on a terminal), the question, the responses by reward.
+
+    The picture is copied to `picture`.
+    """
+    shutil.copyfile(record.images[0], picture)
+    print(f"\nAn example: {picture}")
     if sys.stdout.isatty():
-        print(_blocks(record.images[0]))
+        print(_blocks(picture))
     print(f"  {record.prompt}")
     for index in np.argsort(scores)[::-1]:
         mark = "right" if record.qualities[index] == max(record.qualities) else "wrong"
