@@ -18,7 +18,8 @@ from typing import Any
 
 import transformers
 
-from beholder_training.bases import TINY, BaseSize, make_base
+from beholder_training.base_architectures import BaseSize
+from beholder_training.bases import TINY, make_base
 from beholder_training.branch import Branch
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record, read_records
