@@ -5,7 +5,7 @@
 
 Rows: architecture and dtype. Columns: the greatest difference from training's float32 forward, over image and
 text-only prompts, scored one after another and 32 at a time; and in bfloat16 how often the order of a pair and the
-best of a prompt agree with float32 where the float32 margin exceeds the measured bf16 error.
+best of a prompt agree with float32 where the float32 margin exceeds the bf16 error that was measured at export.
 """
 
 import argparse
@@ -130,21 +130,13 @@ def render(renderer: PromptRenderer, records: Sequence[Record]) -> list[Prompt]:
 
 
 def compare(
-    architecture: str,
-    engine: str,
-    dtype: Dtype,
-    expected: Sequence[Sequence[float]],
-    alone: list[float],
-    all_: list[float],
+    name: tuple[str, str, Dtype], expected: Any, served: tuple[list[float], list[float]], error: float
 ) -> Parity:
-    flat = np.asarray(expected).ravel()
-    differences = {"alone": float(np.abs(flat[: len(alone)] - alone).max())}
-    differences["concurrent"] = float(np.abs(flat[: len(all_)] - all_).max())
-    if dtype == "float32":
-        return Parity(architecture, engine, dtype, **differences)
-    served = np.asarray(all_).reshape(np.shape(expected))
-    pairs, best = agreement(np.asarray(expected), served, differences["concurrent"])
-    return Parity(architecture, engine, dtype, **differences, pair_agreement=pairs, top1_agreement=best)
+    """`name` is architecture, engine and dtype; `served` the scores alone and concurrent, each the first of all."""
+    alone, concurrent = (float(np.abs(expected.ravel()[: len(scores)] - scores).max()) for scores in served)
+    if name[2] == "float32":
+        return Parity(*name, alone, concurrent)
+    return Parity(*name, alone, concurrent, *agreement(expected, np.asarray(served[1]).reshape(expected.shape), error))
 
 
 def agreement(expected: Any, served: Any, error: float) -> tuple[float, float]:
@@ -168,14 +160,15 @@ def measure(
         images.mkdir()
         records = make_records(images, prompts, responses)
         folder = Path(scratch) / "checkpoint"
-        expected = make_checkpoint(folder, architecture, records).score(records)
+        expected = np.asarray(make_checkpoint(folder, architecture, records).score(records))
+        error = read_checkpoint(folder).manifest.bf16_error or 0.0
         for dtype in dtypes:
             for engine in ENGINES:
-                alone, concurrent = asyncio.run(engine_scores(folder, engine, dtype, records))
-                results.append(compare(architecture, engine, dtype, expected, alone, concurrent))
+                served = asyncio.run(engine_scores(folder, engine, dtype, records))
+                results.append(compare((architecture, engine, dtype), expected, served, error))
         if stock_prompts:
             scores = stock_scores(folder, "float32", records[:stock_prompts])
-            results.append(compare(architecture, "stock vLLM", "float32", expected, scores, scores))
+            results.append(compare((architecture, "stock vLLM", "float32"), expected, (scores, scores), error))
     return results
 
 

@@ -16,3 +16,11 @@ def test_every_engine_gives_the_trained_scores_in_float32(architecture: str) -> 
     assert {row.engine for row in rows} == {"vllm", "transformers", "stock vLLM"}
     for row in rows:
         assert max(row.alone, row.concurrent) <= 1e-4, row
+
+
+def test_bfloat16_keeps_the_order_of_what_float32_tells_apart() -> None:
+    pytest.importorskip("vllm")
+    for row in measure("qwen3_vl", ("bfloat16",), prompts=50, responses=8, stock_prompts=0):
+        assert row.pair_agreement is not None
+        assert row.top1_agreement is not None
+        assert min(row.pair_agreement, row.top1_agreement) >= 0.98, row
