@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="PATH")
     parser.add_argument("--work", type=Path, default=Path("build/grocery"))
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--offline", action="store_true", help="rank in this process instead of over HTTP")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/grocery.json"))

@@ -50,7 +50,7 @@ def test_the_exported_model_scores_as_the_trained_one(arguments: list[str], worl
     [
         (["--base", "no/such-base"], "base 'no/such-base' is neither a folder nor to be had from the hub"),
         (["--train", "none.jsonl"], "none.jsonl: No such file or directory"),
-        (["--algorithm", "magic"], "algorithm 'magic' is unknown: use one of standard, sfc, proxy_balanced"),
+        (["--algorithm", "magic"], "algorithm 'magic' is unknown: use one of standard, sfc, proxy_balanced, constant"),
         (["--set", "learning_rate=fast"], "learning_rate must be a number, not 'fast'"),
         (["--set", "learning_speed=1"], "unknown setting learning_speed"),
         (["--config", "none.yaml"], "none.yaml"),

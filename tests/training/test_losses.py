@@ -6,14 +6,20 @@ import pytest
 import torch
 
 from beholder_training.losses import (
+    PAIR_LOSSES,
     WEIGHTINGS,
+    GapSettings,
     bradley_terry,
+    centring_penalty,
     proxy_balanced_weight,
     sfc_weight,
+    smoothed,
     weighted_loss,
 )
 
 MARGINS = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0])
+PROXY = torch.tensor([1.0, -2.0, 0.3, 4.0, 0.0])
+GAPS = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0])
 
 
 def test_bradley_terry_is_minus_log_sigmoid() -> None:
@@ -59,3 +65,67 @@ def test_no_gradient_flows_through_the_weight() -> None:
     assert margin.grad is not None
     assert torch.allclose(margin.grad, expected)
     assert proxy.grad is None
+
+
+def log_sigmoid(values: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([math.log(1 / (1 + math.exp(-value))) for value in values.tolist()])
+
+
+@pytest.mark.parametrize("name", [*WEIGHTINGS, *PAIR_LOSSES])
+def test_every_entry_states_its_equation_and_source(name: str) -> None:
+    function = WEIGHTINGS[name].function if name in WEIGHTINGS else PAIR_LOSSES[name]
+    documentation = function.__doc__ or ""
+    assert any(mark in documentation for mark in ("arXiv", "docs/method.md", "19", "20")), documentation
+
+
+def test_constant_is_half() -> None:
+    assert WEIGHTINGS["constant"](MARGINS, PROXY).tolist() == [0.5] * 5
+
+
+def test_shuffled_sfc_has_the_same_weights_elsewhere() -> None:
+    plain, shuffled = sfc_weight(MARGINS, PROXY), WEIGHTINGS["sfc_shuffled"](MARGINS, PROXY, seed=1)
+    assert torch.equal(plain.sort().values, shuffled.sort().values)
+    assert not torch.equal(plain, shuffled)
+    assert torch.equal(shuffled, WEIGHTINGS["sfc_shuffled"](MARGINS, PROXY, seed=1))
+    assert not torch.equal(shuffled, WEIGHTINGS["sfc_shuffled"](MARGINS, PROXY, seed=2))
+
+
+def test_normalised_sfc_is_proportional_with_mean_one() -> None:
+    weights = WEIGHTINGS["sfc_normalised"](MARGINS, PROXY)
+    assert weights.mean().item() == pytest.approx(1.0)
+    ratio = weights / sfc_weight(MARGINS, PROXY)
+    assert torch.allclose(ratio, ratio[0].expand(5))
+
+
+def test_margin_loss_asks_for_the_gap() -> None:
+    expected = -log_sigmoid(MARGINS - 0.5 * GAPS)
+    assert torch.allclose(PAIR_LOSSES["margin"](MARGINS, GAPS, GapSettings(strength=0.5)), expected, atol=1e-6)
+
+
+def test_scaled_bradley_terry_multiplies_by_the_gap() -> None:
+    expected = -GAPS * log_sigmoid(MARGINS)
+    assert torch.allclose(PAIR_LOSSES["scaled_bradley_terry"](MARGINS, GAPS, GapSettings()), expected, atol=1e-6)
+
+
+def test_dynamic_scaling_steepens_clear_preferences() -> None:
+    scale = 1 + 0.8 * (1 - torch.exp(-0.5 * GAPS))
+    loss = PAIR_LOSSES["dynamic_scaling"](MARGINS, GAPS, GapSettings(strength=0.8, rate=0.5))
+    assert torch.allclose(loss, -log_sigmoid(scale * MARGINS), atol=1e-6)
+
+
+def test_without_a_gap_every_loss_is_bradley_terry_or_nothing() -> None:
+    none = torch.zeros(5)
+    for name, loss in PAIR_LOSSES.items():
+        expected = none if name == "scaled_bradley_terry" else -log_sigmoid(MARGINS)
+        assert torch.allclose(loss(MARGINS, none, GapSettings()), expected, atol=1e-6), name
+
+
+def test_smoothing_is_least_at_the_smoothed_odds() -> None:
+    best = math.log(0.9 / 0.1)
+    around = smoothed(torch.tensor([best - 0.1, best, best + 0.1]), 0.1)
+    assert around.argmin().item() == 1
+    assert torch.allclose(smoothed(MARGINS, 0.0), -log_sigmoid(MARGINS), atol=1e-6)
+
+
+def test_centring_is_zero_where_rewards_cancel() -> None:
+    assert centring_penalty(torch.tensor([2.0, 2.0]), torch.tensor([-2.0, 1.0])).tolist() == [0.0, 9.0]

@@ -67,7 +67,7 @@ def test_packed_equals_separate_and_plain_hugging_face(architecture: str, tmp_pa
 
     group = encoder.encode([prompts[0]])
     ids = torch.tensor([group.packed.token_ids])
-    types = {"mm_token_type_ids": (ids == renderer.image_token_id).long()} if "qwen" in architecture else {}
+    types = {"mm_token_type_ids": ids.eq(renderer.image_token_id or 0).long()} if "qwen" in architecture else {}
     with torch.inference_mode():
         plain = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **types, **group.pictures[0].tensors)
         assert torch.allclose(model.score(plain.last_hidden_state[0, -1]), separate[0], atol=1e-4)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import set_seed
 
+from beholder_training.batching import Collator, micro_batch
 from beholder_training.branch import Branch
+from beholder_training.branches import TwoBranches, branch_parameters
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record, read_records, with_pairs
-from beholder_training.trainer import TwoBranches, branch_parameters, collator, train
+from beholder_training.runs import train
 
 
 @pytest.fixture
@@ -74,17 +76,18 @@ def test_a_frozen_vision_tower_stays_as_it_is_and_in_eval_mode(
 def test_the_proxy_sees_no_image_and_no_gradient_crosses(tiny_base: Path, records: list[Record]) -> None:
     main, proxy = Branch.from_base(str(tiny_base)), Branch.from_base(str(tiny_base), sees_images=False)
     branches = TwoBranches(main, proxy, freeze_vision=False)
-    batch = collator(main, proxy)(records[:2])
-    assert batch["main"]["pictures"]
-    assert not batch["proxy"]["pictures"]
-    rewards, _ = branches(batch["main"], batch["proxy"])
+    batch = micro_batch(Collator(main, proxy)(list(enumerate(records[:2])))["items"], main, proxy)
+    assert batch.main["pictures"]
+    assert batch.proxy is not None
+    assert not batch.proxy["pictures"]
+    rewards, _ = branches(batch.main, batch.proxy)
     rewards.sum().backward()
     assert all(parameter.grad is None for parameter in branch_parameters(branches, "proxy"))
 
 
 def test_the_collator_numbers_pairs_across_records(tiny_base: Path, records: list[Record]) -> None:
     main = Branch.from_base(str(tiny_base))
-    batch = collator(main, None)(records[:2])
+    batch = micro_batch(Collator(main, None)(list(enumerate(records[:2])))["items"], main, None)
     expected = [*records[0].pairs(), *[(4 + a, 4 + b) for a, b in records[1].pairs()]]
-    assert batch["pairs"].tolist() == [list(pair) for pair in expected]
-    assert len(batch["main"]["rows"]) == 8
+    assert batch.pairs.tolist() == [list(pair) for pair in expected]
+    assert len(batch.main["rows"]) == 8

@@ -3,26 +3,35 @@
 Knows of models, prompts and records; not of losses or training.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from beholder.checkpoint import read_checkpoint
-from beholder.images import load_image_file
+from beholder.images import LoadedImage, load_image_file
 from beholder.lru import ByteBoundedCache
 from beholder.modeling.inputs import EncodedGroup, PromptEncoder, collate, to_device
 from beholder.modeling.reward_model import RewardModel
 from beholder.prompts import PromptRenderer, single_turn
 from beholder_training.data import Record
 
+BLANK_SIDE = 224  # pixels of the white square that the published code's proxy sees
+
 
 @dataclass
 class Branch:
-    """`sees_images` False leaves the images out of every conversation: the text-only proxy."""
+    """`sees_images` False leaves the images out of every conversation: the text-only proxy.
+
+    blank_images: every image is a white square instead. packed: a record's responses share one sequence; otherwise
+    each is a row of its own with the images again.
+    """
 
     model: RewardModel
     renderer: PromptRenderer
@@ -30,9 +39,11 @@ class Branch:
     sees_images: bool
     folder: Path
     """Where the base came from."""
+    blank_images: bool = False
+    packed: bool = True
 
     def __post_init__(self) -> None:
-        self._encoded: ByteBoundedCache[str, EncodedGroup] = ByteBoundedCache(2**31)
+        self._encoded: ByteBoundedCache[str, list[EncodedGroup]] = ByteBoundedCache(2**31)
 
     @classmethod
     def from_base(
@@ -49,25 +60,32 @@ class Branch:
     @classmethod
     def from_checkpoint(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "Branch":
         """The main branch that an exported checkpoint holds, with its head."""
-        read_checkpoint(folder)
+        backend = read_checkpoint(folder).manifest.processor.get("backend")
         model = RewardModel.from_checkpoint(folder, dtype)
         renderer = PromptRenderer.from_folder(folder)
-        encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, cache_bytes=0)
+        encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, cache_bytes=0, backend=backend)
         return cls(model, renderer, encoder, sees_images=True, folder=folder)
 
-    def encode(self, record: Record) -> EncodedGroup:
-        """The record's responses, packed; kept for later epochs within a bound of 2 GiB."""
-        if (known := self._encoded.get(record.where)) is not None:
+    def encode(self, record: Record) -> list[EncodedGroup]:
+        """The record's responses as rows of a batch: one packed row, or one each. Kept within a bound of 2 GiB."""
+        key = f"{self.packed} {record.where} {len(record.responses)}"
+        if (known := self._encoded.get(key)) is not None:
             return known
-        images = [load_image_file(path) for path in record.images] if self.sees_images else []
+        images = self._images(record)
         conversation = single_turn(record.prompt, len(images))
-        group = self.encoder.encode([self.renderer.render(conversation, r, images) for r in record.responses])
-        self._encoded.put(record.where, group, group.bytes)
-        return group
+        prompts = [self.renderer.render(conversation, response, images) for response in record.responses]
+        groups = [self.encoder.encode(rows) for rows in ([prompts] if self.packed else [[each] for each in prompts])]
+        self._encoded.put(key, groups, sum(group.bytes for group in groups))
+        return groups
+
+    def _images(self, record: Record) -> list[LoadedImage]:
+        if not self.sees_images:
+            return []
+        return [_blank_image() if self.blank_images else load_image_file(path) for path in record.images]
 
     def collate(self, records: Sequence[Record]) -> dict[str, Any]:
-        """The packed batch of `records`, as `RewardModel.forward` takes it."""
-        return self.collate_groups([self.encode(record) for record in records])
+        """The batch of `records`, as `RewardModel.forward` takes it."""
+        return self.collate_groups([group for record in records for group in self.encode(record)])
 
     def collate_groups(self, groups: Sequence[EncodedGroup]) -> dict[str, Any]:
         return collate(groups, self.renderer.image_token_id, self.encoder.pad_token_id)
@@ -88,6 +106,12 @@ class Branch:
                 scores += [[next(flat) for _ in record.responses] for record in batch]
                 bar.update(len(batch))
         return scores
+
+
+@cache
+def _blank_image() -> LoadedImage:
+    pixels = Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (255, 255, 255))
+    return LoadedImage(pixels, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
 def resolve_base(base: str) -> Path:

@@ -14,16 +14,22 @@ EXAMPLES = """examples:
   beholder-train make-base build/base --architecture qwen3_vl
   beholder-train train --base Qwen/Qwen3-VL-2B-Instruct --train vlfeedback.jsonl --validation held_out.jsonl --output rm
   beholder-train train --config run.yaml --output rm --seed 1
+  beholder-train check-data vlfeedback.jsonl rlhf-v.parquet --base Qwen/Qwen3-VL-2B-Instruct
+  torchrun --nproc-per-node 8 -m beholder_training.cli train --config run.yaml --set fsdp=true
   beholder-train evaluate rm test.jsonl
 """
+SIGTERM_STATUS = 143  # 128 + 15: a supervisor sees that the run did not finish, and starts it again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a BeholderError becomes one line and exit status 1."""
+    """Run one command; a BeholderError becomes one line and exit status 1, or 143 after SIGTERM."""
     parsed = _parser().parse_args(arguments)
     try:
         parsed.run(parsed)
     except BeholderError as error:
+        if error.code == "training-interrupted":
+            print(f"beholder-train: {error}", file=sys.stderr)
+            return SIGTERM_STATUS
         print(f"beholder-train: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -41,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_check_data(commands)
     _add_evaluate(commands)
     _add_make_world(commands)
     _add_make_base(commands)
@@ -51,7 +58,7 @@ def _add_train(commands: Any) -> None:
     command = commands.add_parser("train", help="preferences and a base model -> a checkpoint to serve")
     command.add_argument("--config", type=Path, help="YAML file of settings; flags win over it")
     for setting in ("--train", "--validation"):
-        command.add_argument(setting, type=Path, nargs="+", help="JSONL files of preferences")
+        command.add_argument(setting, type=Path, nargs="+", help="preferences: .jsonl, .json, .parquet")
     command.add_argument("--base", help="folder or hub name of the vision-language model to start from")
     command.add_argument("--output", type=Path, help="folder of the checkpoint; must not exist yet")
     command.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help=f"any setting: {_setting_names()}")
@@ -70,20 +77,53 @@ def _train(parsed: argparse.Namespace) -> None:
     import yaml
 
     from beholder_training.config import load_config
-    from beholder_training.pipeline import run_training
+    from beholder_training.pipeline import train_and_export
 
     flags = ("train", "validation", "base", "output", "algorithm", "steps", "seed", "learning_rate")
     overrides = {name: value for name in flags if (value := getattr(parsed, name)) is not None}
     for assignment in parsed.set:
         name, _, value = assignment.partition("=")
         overrides[name] = yaml.safe_load(value)
-    checkpoint, _ = run_training(load_config(parsed.config, overrides))
+    if (finished := train_and_export(load_config(parsed.config, overrides))) is None:
+        return  # another process of the run reports
+    checkpoint = finished[0]
     evaluation = checkpoint.manifest.evaluation
     print(
         f"{checkpoint.folder}: held-out accuracy {evaluation['held_out_accuracy']:.3f} "
         f"± {evaluation['half_width_95']:.3f} over {evaluation['pairs']} pairs\n"
         f"serve it: beholder serve {checkpoint.folder}"
     )
+
+
+def _add_check_data(commands: Any) -> None:
+    command = commands.add_parser("check-data", help="read everything once and report every bad record by line")
+    command.add_argument("files", type=Path, nargs="+", help="preferences: .jsonl, .json, .parquet")
+    command.add_argument("--image-root", type=Path, help="folder of the images' paths (default: each file's own)")
+    command.add_argument("--image-cache", type=Path, help="where images embedded in parquet are kept")
+    command.add_argument("--base", help="folder or hub name of the base: also find prompts that are too long for it")
+    command.add_argument("--max-length", type=int, default=4096, help="tokens of a sequence, images included")
+    command.set_defaults(run=_check_data)
+
+
+def _check_data(parsed: argparse.Namespace) -> None:
+    from beholder.errors import DataError
+    from beholder_training.checking import Examine, PictureCheck, check_files
+    from beholder_training.data import ImagePlaces
+    from beholder_training.problems import counts
+
+    examine: list[Examine] = [PictureCheck()]
+    if parsed.base:
+        from beholder_training.measuring import LengthCheck
+
+        examine.append(LengthCheck(parsed.base, parsed.max_length))
+    checked = check_files(parsed.files, ImagePlaces(parsed.image_root, parsed.image_cache), examine)
+    for problem in checked.problems:
+        print(problem)
+    print(checked)
+    if checked.problems:
+        raise DataError(f"{len(checked.problems)} problems: {counts(checked.problems)}")
+    if not checked.records:
+        raise DataError("no record is usable")
 
 
 def _add_evaluate(commands: Any) -> None:

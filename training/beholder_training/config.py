@@ -1,14 +1,17 @@
 """The settings of a training run: dataclasses that check themselves, from YAML and flags."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from beholder.checkpoint import Dtype
 from beholder.errors import DataError
-from beholder_training.losses import WEIGHTINGS
+from beholder_training.losses import PAIR_LOSSES, WEIGHTINGS
+
+BadRecords = Literal["fail", "skip"]
+ProxyInput = Literal["text_only", "blank_image"]
 
 
 @dataclass
@@ -16,66 +19,119 @@ class TrainingConfig:
     """One training run.
 
     base: folder or hub name of a vision-language model (`beholder-train make-base` makes tiny ones).
-    output: folder of the checkpoint; must not exist yet.
-    train: JSONL files of preferences; validation: held-out ones, for calibration, golden samples and accuracy.
-    algorithm: how pairs are weighted, a key of losses.WEIGHTINGS.
+    output: folder of the checkpoint; must not exist yet. An interrupted run leaves `.NAME.training` beside it, from
+        which the same command goes on.
+    train: files of preferences (.jsonl, .json, .parquet); validation: held-out ones, for calibration, golden samples
+        and accuracy. train_weights: how often each file is seen in an epoch, one number a file; empty is once each.
+    image_root: folder of the images' paths, by default each file's own; image_cache: where embedded images are kept.
+    bad_records: what training does about records that `check-data` reports.
+    algorithm: how pairs are weighted, a key of losses.WEIGHTINGS; exponent: of the weight; 0 is standard.
+    pair_loss: a key of losses.PAIR_LOSSES; gap_strength, gap_rate: how much the rating gap changes it.
+    label_smoothing: probability that a label is wrong; centring: weight of the penalty that keeps rewards near 0.
     steps: optimiser steps of the main branch; 0 trains for `epochs`.
-    batch_prompts: prompts in an optimiser step on each process; all pairs of a prompt are loss terms.
+    batch_prompts: prompts in a forward on each process, and accumulation: forwards in an optimiser step; all pairs of a
+        prompt are loss terms, and the loss is a mean over all pairs of the step.
+    token_budget: tokens of a forward, padding included; splits it further than batch_prompts does. 0: no limit.
+    packed: all responses of a prompt in one sequence. Where the probe at the start finds that the model's rewards
+        differ from those of separate sequences, they are padded instead.
+    image_options: settings of the base's image processor to change, such as max_patches; the checkpoint keeps them.
+    proxy_input: what the proxy sees; blank_image is the published code's white square.
+    proxy_base: base of the proxy; None takes `base`. save_proxy: keep it in the checkpoint's proxy/.
     proxy_warmup_steps: steps in which the proxy alone is trained, before the others (proxy-balanced).
-    proxy_base: base of the text-only proxy; None takes `base`.
-    exponent: of the weight; 0 is standard, 1 the full correction.
     bf16: compute in bfloat16 (autocast); export_dtype: of the exported weights.
+    lora_rank: adapters of this rank on the language model instead of its weights, merged at export; 0: none.
     text_only: leave the images out of the main branch too: the text-only baseline.
-    freeze_vision: leave the vision tower as it is, in eval mode.
+    freeze_vision: leave the vision tower as it is, in eval mode; vision_cache_gib: keep its features across epochs.
+    fsdp: shard both branches over the processes that torchrun or accelerate started (FSDP2).
+    save_steps: also save for resuming after every so many steps; SIGTERM saves in any case.
     """
 
     base: str
     output: Path
     train: list[Path]
     validation: list[Path]
+    train_weights: list[float] = field(default_factory=list)
     image_root: Path | None = None
+    image_cache: Path | None = None
+    bad_records: BadRecords = "fail"
     algorithm: str = "proxy_balanced"
+    exponent: float = 1.0
+    pair_loss: str = "bradley_terry"
+    gap_strength: float = 1.0
+    gap_rate: float = 0.5
+    label_smoothing: float = 0.0
+    centring: float = 0.0
     steps: int = 0
     epochs: float = 1.0
     batch_prompts: int = 32
     accumulation: int = 1
+    token_budget: int = 0
+    packed: bool = True
+    image_options: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 1e-5
     proxy_learning_rate: float | None = None
     proxy_warmup_steps: int | None = None
     proxy_base: str | None = None
-    exponent: float = 1.0
+    proxy_input: ProxyInput = "text_only"
+    save_proxy: bool = False
     warmup_ratio: float = 0.1
     weight_decay: float = 0.05
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
     max_length: int = 4096
     freeze_vision: bool = True
+    vision_cache_gib: float = 0.0
     text_only: bool = False
     bf16: bool = False
+    gradient_checkpointing: bool = False
+    lora_rank: int = 0
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    fsdp: bool = False
     export_dtype: Dtype = "float32"
     seed: int = 0
+    workers: int = 0
+    save_steps: int = 0
+    logging_steps: int = 0
     report_to: list[str] = field(default_factory=list)
     calibration_records: int = 500
 
     def __post_init__(self) -> None:
-        if self.algorithm not in WEIGHTINGS:
-            raise DataError(f"algorithm {self.algorithm!r} is unknown: use one of {', '.join(WEIGHTINGS)}")
-        if self.export_dtype not in get_args(Dtype):
-            raise DataError(f"export_dtype must be one of {', '.join(get_args(Dtype))}, not {self.export_dtype!r}")
-        positive = ("batch_prompts", "accumulation", "learning_rate", "max_grad_norm", "max_length", "epochs")
-        for name in positive:
+        for name, known in (("algorithm", WEIGHTINGS), ("pair_loss", PAIR_LOSSES)):
+            if getattr(self, name) not in known:
+                raise DataError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
+        for name, kind in (("export_dtype", Dtype), ("bad_records", BadRecords), ("proxy_input", ProxyInput)):
+            if getattr(self, name) not in get_args(kind):
+                raise DataError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
+        for name in ("batch_prompts", "accumulation", "learning_rate", "max_grad_norm", "max_length", "epochs"):
             if getattr(self, name) <= 0:
                 raise DataError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("steps", "token_budget", "vision_cache_gib", "lora_rank", "save_steps", "workers", "centring"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise DataError(f"label_smoothing must be in [0, 0.5), not {self.label_smoothing}")
         if not self.train or not self.validation:
             raise DataError("give at least one file of preferences to train on and one held out (validation)")
+        if self.train_weights and len(self.train_weights) != len(self.train):
+            raise DataError(f"train_weights has {len(self.train_weights)} numbers for {len(self.train)} train files")
+        if any(weight < 0 for weight in self.train_weights):
+            raise DataError("train_weights must not be negative")
+        if self.vision_cache_gib and not self.freeze_vision:
+            raise DataError("vision_cache_gib needs freeze_vision: features of a tower that learns cannot be kept")
 
     @property
     def needs_proxy(self) -> bool:
-        return self.algorithm != "standard"
+        return WEIGHTINGS[self.algorithm].reads_proxy
 
-    def main_steps(self, records: int) -> int:
+    @property
+    def step_prompts(self) -> int:
+        """Prompts in an optimiser step on each process."""
+        return self.batch_prompts * self.accumulation
+
+    def main_steps(self, records: int, processes: int = 1) -> int:
         """Optimiser steps of the main branch: as set, or what the epochs over so many records take."""
-        return self.steps or max(round(self.epochs * records / (self.batch_prompts * self.accumulation)), 1)
+        return self.steps or max(round(self.epochs * records / (self.step_prompts * processes)), 1)
 
     def proxy_warmup(self, total_steps: int) -> int:
         """Warm-up steps of the proxy: as set, by default a tenth of the run for proxy-balanced, else none."""
@@ -83,18 +139,16 @@ class TrainingConfig:
             return self.proxy_warmup_steps if self.needs_proxy else 0
         return max(total_steps // 10, 1) if self.algorithm == "proxy_balanced" else 0
 
+    def as_text(self) -> str:
+        """Every setting, one a line, as YAML."""
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        values |= {name: [str(path) for path in values[name]] for name in ("train", "validation")}
+        return yaml.safe_dump(values)
+
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> TrainingConfig:
     """The YAML file's settings under the command line's. Raises DataError for an unknown or ill-typed setting."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise DataError(f"{path}: {error}") from None
-        if not isinstance(values, dict):
-            raise DataError(f"{path}: a configuration is a mapping of settings")
-    values |= overrides
+    values = (read_settings(path) if path is not None else {}) | overrides
     known = {field.name for field in fields(TrainingConfig)}
     if unknown := sorted(set(values) - known):
         raise DataError(f"unknown setting {', '.join(unknown)}: see `beholder-train train --help`")
@@ -103,21 +157,38 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> TrainingConfig:
     return TrainingConfig(**{name: _typed(name, value) for name, value in values.items()})
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML mapping of settings. Raises DataError."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: a configuration is a mapping of settings")
+    return values
+
+
 def _typed(name: str, value: Any) -> Any:
     """Paths as Path, one-element lists allowed as a scalar, numbers checked."""
     hint = get_type_hints(TrainingConfig)[name]
-    if hint == list[Path]:
-        return [Path(item) for item in (value if isinstance(value, list) else [value])]
+    if get_origin(hint) is list:
+        return [_as(get_args(hint)[0], name, item) for item in (value if isinstance(value, list) else [value])]
+    if get_origin(hint) is dict:
+        return _as(dict, name, value)
     kinds = get_args(hint) or (hint,)
     if value is None and type(None) in kinds:
         return None
-    if Path in kinds:
-        return Path(value)
-    if float in kinds and isinstance(value, int | float | str):
-        try:
-            return float(value)  # YAML reads 1e-5 as text
-        except ValueError:
-            raise DataError(f"{name} must be a number, not {value!r}") from None
+    for kind in (Path, float):
+        if kind in kinds:
+            return _as(kind, name, value)
     if hint in (int, bool, str) and type(value) is not hint:
         raise DataError(f"{name} must be {hint.__name__}, not {value!r}")
     return value
+
+
+def _as(kind: Any, name: str, value: Any) -> Any:
+    try:
+        return kind(value)  # YAML reads 1e-5 as text
+    except (TypeError, ValueError):
+        wanted = {float: "a number", dict: "a mapping"}.get(kind, f"a {kind.__name__}")
+        raise DataError(f"{name} must be {wanted}, not {value!r}") from None

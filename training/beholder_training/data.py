@@ -1,24 +1,21 @@
-"""JSONL preference data -> one record type.
+"""Preference files -> one record type.
 
-Three formats, told apart by their keys and free to mix in one file:
-
-    completions (VLFeedback): {"id", "prompt", "img_path",
-                               "completions": {"annotations": [{aspect: {"Rating"}}], "response": [..]}}
-    pairs (POVID, RLHF-V):    {"id", "prompt", "img_path", "chosen", "rejected"}
-    to score:                 {"prompt", "img_path", "responses": [..]}, optionally "best"
-
-Everything but the pixels is checked when a file is read; an unusable line raises DataError with file and line.
+.jsonl, .json and .parquet (sources.py) in any of the known layouts (layouts.py), free to mix in one file. Everything
+but the pixels is checked when a file is read; checking.py decodes the pictures too.
 """
 
 import hashlib
-import json
-import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beholder.errors import DataError
+from beholder_training.embedded import default_image_cache, store_image
+from beholder_training.layouts import parse_fields
+from beholder_training.problems import BadRecord, Problem
+from beholder_training.sources import read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +38,44 @@ class Record:
         return [(a, b) for a in count for b in count if self.qualities[a] > self.qualities[b]]
 
 
+@dataclass(frozen=True, slots=True)
+class ImagePlaces:
+    """Where images are found: paths under `root`, by default the data file's folder; embedded ones go to `cache`."""
+
+    root: Path | None = None
+    cache: Path | None = None
+
+
+BESIDE = ImagePlaces()
+
+
 def read_records(files: Sequence[Path], image_root: Path | None = None) -> list[Record]:
-    """All records of `files`. Image paths are relative to `image_root`, by default to the file's own folder."""
-    records = [record for file in files for record in _read_file(file, image_root or file.parent)]
+    """All records of `files`. Raises DataError at the first that cannot be used."""
+    records = []
+    for record, problems in scan(files, ImagePlaces(image_root)):
+        if record is None:
+            raise DataError(f"{problems[0].where}: {problems[0].message}")
+        records.append(record)
     if not records:
         raise DataError(f"{', '.join(map(str, files))}: no records")
     return records
+
+
+def scan(files: Sequence[Path], places: ImagePlaces = BESIDE) -> Iterator[tuple[Record | None, list[Problem]]]:
+    """Every row of `files` once: the record, if it can be used, and what is wrong with it."""
+    for file in files:
+        for where, raw in read_rows(file):
+            try:
+                if isinstance(raw, BadRecord):
+                    raise raw
+                yield _record(raw, file.parent, places, where)
+            except BadRecord as bad:
+                yield None, [bad.problem]
+
+
+def parse_record(raw: Any, image_root: Path, where: str) -> Record:
+    """One decoded row. Raises DataError."""
+    return _record(raw, image_root, BESIDE, where)[0]
 
 
 def with_pairs(records: Sequence[Record]) -> list[Record]:
@@ -57,100 +86,33 @@ def with_pairs(records: Sequence[Record]) -> list[Record]:
     return usable
 
 
+def repeat_by_weight(records: Sequence[Record], weight: float, seed: int) -> list[Record]:
+    """`records` as often as `weight` says in one epoch: whole copies, and a random part for the fraction."""
+    whole = int(weight)
+    part = round((weight - whole) * len(records))
+    return [*records] * whole + random.Random(seed).sample([*records], part)
+
+
 def fingerprint(files: Sequence[Path]) -> str:
     """sha256 over the data files' contents, in order."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 
-def parse_record(raw: Any, image_root: Path, where: str) -> Record:
-    """One decoded JSON line. Raises DataError."""
-    if not isinstance(raw, dict):
-        raise DataError(f"{where}: a record must be a JSON object, not {type(raw).__name__}")
-    if "completions" in raw:
-        responses, qualities = _completions(raw["completions"], where)
-    elif "chosen" in raw or "rejected" in raw:
-        responses, qualities = [_text(raw, "chosen", where), _text(raw, "rejected", where)], [1.0, 0.0]
-    elif "responses" in raw:
-        responses, qualities = _to_score(raw, where)
-    else:
-        raise DataError(f"{where}: needs 'completions', or 'chosen' and 'rejected', or 'responses'")
-    for number, response in enumerate(responses):
-        if not isinstance(response, str) or not response.strip():
-            raise DataError(f"{where}: response {number} is empty")
-    images = _images(raw, image_root, where)
-    return Record(
-        str(raw.get("id", where)), _text(raw, "prompt", where), images, tuple(responses), tuple(qualities), where
-    )
+def _record(raw: Any, folder: Path, places: ImagePlaces, where: str) -> tuple[Record, list[Problem]]:
+    fields = parse_fields(raw, where)
+    images = tuple(_image_path(image, folder, places, where) for image in fields.images)
+    record = Record(fields.id, fields.prompt, images, fields.responses, fields.qualities, where)
+    return record, list(fields.left_out)
 
 
-def _read_file(file: Path, image_root: Path) -> Iterator[Record]:
-    try:
-        with file.open() as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield parse_record(_decode(line, f"{file}:{number}"), image_root, f"{file}:{number}")
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text ({error.reason})") from None
-
-
-def _decode(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
-
-
-def _text(raw: dict[str, Any], key: str, where: str) -> str:
-    value = raw.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {key!r} is missing or empty")
-    return value
-
-
-def _images(raw: dict[str, Any], image_root: Path, where: str) -> tuple[Path, ...]:
-    value = raw.get("img_path") or []
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{where}: 'img_path' must be a path or a list of paths")
-    paths = tuple(image_root / name for name in names)
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{where}: image {path} does not exist")
-    return paths
-
-
-def _completions(raw: Any, where: str) -> tuple[list[Any], list[float]]:
-    """Responses whose mean rating is a number; others are left out, as VLFeedback's users do."""
-    try:
-        rated = list(zip(raw["response"], raw["annotations"], strict=True))
-    except (TypeError, KeyError, ValueError):
-        raise DataError(f"{where}: 'completions' needs 'response' and 'annotations', lists of one length") from None
-    scored = [(response, _mean_rating(annotations)) for response, annotations in rated]
-    numeric = [(response, quality) for response, quality in scored if quality is not None]
-    return [response for response, _ in numeric], [quality for _, quality in numeric]
-
-
-def _mean_rating(annotations: Any) -> float | None:
-    try:
-        ratings = [float(aspect["Rating"]) for aspect in annotations.values()]
-    except (AttributeError, TypeError, KeyError, ValueError):
-        return None
-    mean = sum(ratings) / len(ratings) if ratings else math.nan
-    return mean if math.isfinite(mean) else None
-
-
-def _to_score(raw: dict[str, Any], where: str) -> tuple[list[Any], list[float]]:
-    responses = raw["responses"]
-    if not isinstance(responses, list) or not responses:
-        raise DataError(f"{where}: 'responses' must be a list of texts")
-    best = raw.get("best")
-    if best is None:
-        return responses, [0.0] * len(responses)
-    if not isinstance(best, int) or not 0 <= best < len(responses):
-        raise DataError(f"{where}: 'best' must be an index into 'responses'")
-    return responses, [float(index == best) for index in range(len(responses))]
+def _image_path(image: str | bytes, folder: Path, places: ImagePlaces, where: str) -> Path:
+    if isinstance(image, bytes):
+        return store_image(image, places.cache or default_image_cache())
+    path = (places.root or folder) / image
+    if not path.is_file():
+        raise BadRecord(where, "missing-image", f"image {path} does not exist")
+    return path

@@ -22,6 +22,8 @@ from beholder_training.branch import Branch
 from beholder_training.data import Record
 from beholder_training.evaluation import Scores, calibrate
 
+PROXY_FOLDER = "proxy"
+
 
 def export(
     branch: Branch,
@@ -33,16 +35,21 @@ def export(
     data_fingerprint: str,
     dtype: Dtype = "float32",
     evaluation: dict[str, Any] | None = None,
+    proxy: Branch | None = None,
 ) -> Checkpoint:
     """Write the checkpoint to `output`, whole or not at all.
 
     Weights are rounded to `dtype`; golden scores, calibration and spread are computed in float32 with the rounded
-    weights on the `held_out` records. Raises CheckpointError when `output` exists.
+    weights on the `held_out` records. `proxy` is kept in proxy/, for audits. Raises CheckpointError when `output`
+    exists.
     """
     cast_parameters(branch.model.backbone, getattr(torch, dtype))
     cast_parameters(branch.model.backbone, torch.float32)
     with atomic_folder(output) as folder:
         write_model(folder, branch, dtype)
+        if proxy is not None:
+            (folder / PROXY_FOLDER).mkdir()
+            write_model(folder / PROXY_FOLDER, proxy, dtype)
         write_golden_samples(folder, branch.renderer, partial(_score, branch), held_out)
         scores = branch.score(held_out, label="calibrating")
         manifest = Manifest(

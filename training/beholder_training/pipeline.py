@@ -1,36 +1,47 @@
-"""A configuration -> a checkpoint: read, train, evaluate on held-out records, export."""
+"""A configuration -> a checkpoint: read, check, train, evaluate on held-out records, export."""
 
 import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import set_seed
 
 from beholder.checkpoint import Checkpoint
-from beholder.errors import CheckpointError
+from beholder.errors import CheckpointError, DataError
 from beholder_training.branch import Branch
+from beholder_training.checking import Checked, Examine, PictureCheck, check_files
 from beholder_training.config import TrainingConfig
-from beholder_training.data import fingerprint, read_records, with_pairs
+from beholder_training.data import ImagePlaces, Record, fingerprint, read_records, repeat_by_weight, with_pairs
 from beholder_training.evaluation import estimate, pair_outcomes
 from beholder_training.export import export
-from beholder_training.trainer import train
+from beholder_training.probe import choose_packing
+from beholder_training.runs import remove_checkpoints, train
 
 
 def run_training(config: TrainingConfig) -> tuple[Checkpoint, Branch]:
-    """Train as `config` says and export to config.output. The branch is returned for further evaluation.
+    """`train_and_export` in one process. The branch is returned for further evaluation."""
+    if (finished := train_and_export(config)) is None:
+        raise RuntimeError("run_training is for one process; under torchrun use train_and_export")
+    return finished
+
+
+def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None:
+    """Train as `config` says and export to config.output; None on all processes but the first.
 
     Raises CheckpointError before any work when the output exists or the base cannot be trained, DataError for
     unusable data.
     """
     if config.output.exists():
         raise CheckpointError(f"{config.output} exists already: choose another --output or remove it")
-    records = with_pairs(read_records(config.train, config.image_root))
-    held_out = with_pairs(read_records(config.validation, config.image_root))
     set_seed(config.seed)
-    main = Branch.from_base(config.base, sees_images=not config.text_only, max_length=config.max_length)
-    proxy = None
-    if config.needs_proxy:
-        proxy = Branch.from_base(config.proxy_base or config.base, sees_images=False, max_length=config.max_length)
-    train(config, records, main, proxy)
+    main, proxy = make_branches(config)
+    records, held_out = training_records(config, main), held_out_records(config)
+    choose_forward(config, main, proxy, records)
+    trainer = train(config, records, main, proxy)
+    if not trainer.is_world_process_zero():
+        return None
     main.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = random.Random(config.seed).sample(held_out, min(config.calibration_records, len(held_out)))
     accuracy = estimate(pair_outcomes(chosen, main.score(chosen, label="evaluating")))
@@ -43,5 +54,66 @@ def run_training(config: TrainingConfig) -> tuple[Checkpoint, Branch]:
         data_fingerprint=fingerprint(config.train),
         dtype=config.export_dtype,
         evaluation={"held_out_accuracy": accuracy.mean, "half_width_95": accuracy.half_width, "pairs": accuracy.count},
+        proxy=proxy if config.save_proxy else None,
     )
+    remove_checkpoints(config)
     return checkpoint, main
+
+
+def make_branches(config: TrainingConfig) -> tuple[Branch, Branch | None]:
+    """The main branch and, where the weighting needs one, the proxy, on their bases."""
+    main = Branch.from_base(config.base, sees_images=not config.text_only, max_length=config.max_length)
+    main.encoder.set_image_options(config.image_options)
+    if not config.needs_proxy:
+        return main, None
+    blank = config.proxy_input == "blank_image"
+    proxy = Branch.from_base(config.proxy_base or config.base, sees_images=blank, max_length=config.max_length)
+    proxy.blank_images = blank
+    proxy.encoder.set_image_options({} if config.proxy_base else config.image_options)
+    return main, proxy
+
+
+def training_records(config: TrainingConfig, main: Branch) -> list[Record]:
+    """Every usable record, each file's as often as its weight says; prints what was left out.
+
+    Raises DataError for bad records, unless they are to be skipped, and when no record is usable.
+    """
+    records: list[Record] = []
+    weights = config.train_weights or [1.0] * len(config.train)
+    for number, (file, weight) in enumerate(zip(config.train, weights, strict=True)):
+        checked = check(config, [file], [main.encode])
+        records += repeat_by_weight(checked.records, weight, config.seed + number)
+    if not records:
+        raise DataError(f"no usable record in {', '.join(map(str, config.train))}: see `beholder-train check-data`")
+    return records
+
+
+def check(config: TrainingConfig, files: Sequence[Path], more: Sequence[Examine] = ()) -> Checked:
+    """Read `files` whole; bad records end the run or are counted, as configured."""
+    checked = check_files(files, ImagePlaces(config.image_root, config.image_cache), [PictureCheck(), *more])
+    if checked.problems:
+        if config.bad_records == "fail":
+            checked.require_good()
+        print(f"{', '.join(map(str, files))}: {checked}", file=sys.stderr)
+    return checked
+
+
+def held_out_records(config: TrainingConfig) -> list[Record]:
+    """Records to evaluate and calibrate on, by the same rule for bad ones."""
+    if config.bad_records == "skip":
+        return with_pairs(check(config, config.validation).records)
+    return with_pairs(read_records(config.validation, config.image_root))
+
+
+def choose_forward(config: TrainingConfig, main: Branch, proxy: Branch | None, records: Sequence[Record]) -> None:
+    """Pack where it is set and gives the rewards of separate sequences; say so where it does not."""
+    for name, branch in (("model", main), ("proxy", proxy)):
+        if branch is None:
+            continue
+        branch.packed = config.packed
+        if config.packed and not (probe := choose_packing(branch, records)).equal:
+            print(
+                f"the {name}'s packed rewards differ from separate ones by {probe.error:.2g} (their spread is "
+                f"{probe.spread:.2g}): its layers mix tokens other than by attention; using padded batches",
+                file=sys.stderr,
+            )

@@ -9,7 +9,7 @@ from beholder.checkpoint import atomic_folder
 from beholder_training.branch import Branch
 from beholder_training.config import TrainingConfig
 from beholder_training.data import read_records, with_pairs
-from beholder_training.trainer import train
+from beholder_training.runs import train
 
 
 def teach_to_see(base: Path, data: Path, output: Path, steps: int, learning_rate: float = 1e-3, seed: int = 0) -> None:

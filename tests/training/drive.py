@@ -1,0 +1,39 @@
+"""`beholder-train` in a process of its own, which logs every step's losses and can be ended at a given one.
+
+python -m tests.training.drive LOG SIGNAL STEP ARGUMENT... : LOG gets a JSON line a step; at the beginning of STEP (from
+1; 0 is never) the process sends itself SIGNAL (KILL, TERM).
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from beholder_training import cli, runs
+from beholder_training.trainer import RewardTrainer
+
+
+def main() -> int:
+    log, name, step, *arguments = sys.argv[1:]
+    number = signal.Signals[f"SIG{name}"]
+
+    class Driven(RewardTrainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            if self.state.global_step + 1 == int(step):
+                os.kill(os.getpid(), number)
+            return super().training_step(model, inputs, num_items_in_batch)
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            super().log(logs, start_time)
+            if self.is_world_process_zero() and "learning_rate" in logs:
+                with Path(log).open("a") as file:
+                    file.write(json.dumps(self.state.log_history[-1]) + "\n")
+
+    setattr(runs, RewardTrainer.__name__, Driven)
+    return cli.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Every kind of bad record is reported by its line, and none ends a run that skips them."""
+
+from pathlib import Path
+
+import pytest
+
+from beholder.errors import DataError
+from beholder_training.checking import Examine, PictureCheck, check_files
+from beholder_training.cli import main
+from beholder_training.measuring import LengthCheck
+from beholder_training.problems import KINDS, Problem
+from tests.training.hostile import BAD, write_hostile
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    return write_hostile(tmp_path)
+
+
+def test_every_bad_record_is_reported_by_line_with_its_kind(hostile: Path, tiny_base: Path) -> None:
+    examine: list[Examine] = [PictureCheck(), LengthCheck(str(tiny_base), max_length=512)]
+    checked = check_files([hostile], examine=examine, progress=False)
+    found: dict[str, list[str]] = {}
+    for problem in checked.problems:
+        found.setdefault(problem.where, []).append(problem.kind)
+    for number, (kind, _) in enumerate(BAD):
+        assert found.pop(f"{hostile}:{2 * number + 1}")[0] == kind
+    assert not found  # the good lines between them
+    assert checked.read == 2 * len(BAD)
+    partly = 3  # a response of three left out, two remain
+    assert len(checked.records) == len(BAD) + partly
+
+
+def test_the_hostile_set_has_every_kind() -> None:
+    kinds = {kind for kind, _ in BAD}
+    assert kinds == set(KINDS) - {"unexpected"}
+    assert len(kinds) >= 15
+
+
+def test_whatever_a_processor_raises_is_the_records_problem(hostile: Path) -> None:
+    def fail(record: object) -> None:
+        raise ZeroDivisionError
+
+    checked = check_files([hostile], examine=[fail], progress=False)
+    assert Problem(f"{hostile}:2", "unexpected", "ZeroDivisionError") in checked.problems
+    assert not checked.records
+
+
+def test_a_good_set_passes(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-data", str(world / "length" / "train.jsonl")]) == 0
+    assert "64 records read, 64 usable with 192 pairs; no problems" in capsys.readouterr().out
+
+
+def test_check_data_lists_by_line_and_fails(hostile: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-data", str(hostile), "--base", str(tiny_base), "--max-length", "512"]) == 1
+    printed = capsys.readouterr()
+    assert f"{hostile}:1: not-json: not JSON" in printed.out
+    assert f"{hostile}:{2 * len(BAD) - 1}: too-long: the conversation has" in printed.out
+    assert f"{2 * len(BAD)} records read" in printed.out
+    assert "3 missing-response" in printed.err
+
+
+def _train(hostile: Path, world: Path, base: Path, output: Path, bad_records: str) -> int:
+    files = ["--train", str(hostile), "--validation", str(world / "length" / "responses.jsonl")]
+    settings = ["batch_prompts=8", "max_length=512", f"bad_records={bad_records}", "learning_rate=1e-3"]
+    arguments = ["--base", str(base), "--output", str(output), "--steps", "2", "--algorithm", "sfc"]
+    return main(["train", *files, *arguments, "--set", *settings])
+
+
+def test_training_fails_by_default_and_says_what_and_where(
+    hostile: Path, world: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(hostile, world, tiny_base, tmp_path / "rm", "fail") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"beholder-train: error: {hostile}:1: not-json")
+    assert "3 missing-response" in error
+    assert not (tmp_path / "rm").exists()
+
+
+def test_training_skips_on_request_and_prints_the_counts(
+    hostile: Path, world: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(hostile, world, tiny_base, tmp_path / "rm", "skip") == 0
+    assert f"{hostile}: {2 * len(BAD)} records read, {len(BAD) + 3} usable" in capsys.readouterr().err
+    assert (tmp_path / "rm" / "reward.json").is_file()
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[]\n")
+    with pytest.raises(DataError, match="not-an-object"):
+        check_files([tmp_path / "a.jsonl"], progress=False).require_good()

@@ -1,0 +1,67 @@
+"""The ready configurations say what was published, and every setting is checked."""
+
+from pathlib import Path
+
+import pytest
+
+from beholder.errors import CheckpointError, DataError
+from beholder_training.bases import make_base
+from beholder_training.config import TrainingConfig, load_config
+from beholder_training.data import read_records
+from beholder_training.pipeline import make_branches
+from tests.training.runs import config
+
+READY = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
+GIVEN = {"train": ["a.jsonl"], "validation": ["b.jsonl"], "output": "rm"}
+
+
+def test_there_is_one_for_every_published_size() -> None:
+    assert [path.stem for path in READY] == ["internvl-2b", "internvl-8b", "qwen3-vl-2b", "qwen3-vl-8b"]
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
+def test_a_ready_configuration_has_the_published_hyper_parameters(path: Path) -> None:
+    ready = load_config(path, GIVEN)
+    assert (ready.learning_rate, ready.warmup_ratio, ready.weight_decay, ready.adam_beta2) == (1e-5, 0.1, 0.05, 0.98)
+    assert (ready.epochs, ready.max_length, ready.algorithm, ready.freeze_vision) == (1.0, 4096, "sfc", True)
+    assert 16 * ready.step_prompts == 128
+    assert ready.bf16
+    assert ready.gradient_checkpointing
+    assert ready.fsdp
+    assert ready.image_options
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_weights": [1.0, 2.0]}, "train_weights has 2 numbers for 1 train files"),
+        ({"train_weights": -1}, "must not be negative"),
+        ({"pair_loss": "hinge"}, "pair_loss 'hinge' is unknown: use one of bradley_terry, margin"),
+        ({"bad_records": "ignore"}, "bad_records must be one of fail, skip"),
+        ({"proxy_input": "video"}, "proxy_input must be one of text_only, blank_image"),
+        ({"label_smoothing": 0.5}, r"label_smoothing must be in \[0, 0.5\)"),
+        ({"vision_cache_gib": 1, "freeze_vision": False}, "needs freeze_vision"),
+        ({"image_options": 3}, "image_options must be a mapping"),
+        ({"token_budget": -1}, "token_budget must not be negative"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_config(None, {"base": "b", **GIVEN, **settings})
+
+
+def test_image_options_change_the_pictures_and_are_kept(tmp_path: Path, world: Path) -> None:
+    make_base(tmp_path / "base", "internvl")
+    run = config(tmp_path / "base", tmp_path / "out", algorithm="standard", image_options={"crop_to_patches": False})
+    main, _ = make_branches(run)
+    main.encode(read_records([world / "length" / "train.jsonl"])[0])
+    assert main.encoder.processor_settings()["crop_to_patches"] is False
+    with pytest.raises(CheckpointError, match="has no setting 'tiles'"):
+        make_branches(config(tmp_path / "base", tmp_path / "out", image_options={"tiles": 1}))
+
+
+def test_only_weightings_that_read_the_proxy_have_one() -> None:
+    def needs(algorithm: str) -> bool:
+        return TrainingConfig("b", Path("o"), [Path("t")], [Path("v")], algorithm=algorithm).needs_proxy
+
+    assert [needs(name) for name in ("standard", "constant", "sfc", "sfc_shuffled")] == [False, False, True, True]

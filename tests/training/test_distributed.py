@@ -1,0 +1,48 @@
+"""Two processes, sharded (FSDP2) or not, take the steps that one takes."""
+
+from pathlib import Path
+
+import pytest
+
+from beholder.checkpoint import read_checkpoint
+from tests.training.processes import Drive, Driven
+
+
+@pytest.fixture
+def drive(tiny_base: Path, world: Path, tmp_path: Path) -> Drive:
+    return Drive(tiny_base, world, tmp_path)
+
+
+def equal(ours: Driven, theirs: Driven) -> None:
+    assert ours.status == 0, ours.error
+    assert len(ours.losses) == len(theirs.losses)
+    for step, (one, other) in enumerate(zip(ours.losses, theirs.losses, strict=True)):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4), step
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_give_the_losses_of_one(drive: Drive) -> None:
+    """The default weighting, whose mean is over the step's pairs on all processes."""
+    settings = ["steps=4", "max_grad_norm=1.0"]
+    one = drive("one", *settings, "batch_prompts=16")
+    assert one.status == 0, one.error
+    equal(drive("ddp", *settings, "batch_prompts=8", ranks=2), one)
+    equal(drive("fsdp", *settings, "batch_prompts=2", "accumulation=4", "fsdp=true", ranks=2), one)
+    golden = [read_checkpoint(drive.folder / name).golden() for name in ("one", "ddp", "fsdp")]
+    for name, samples in zip(("ddp", "fsdp"), golden[1:], strict=True):
+        for ours, theirs in zip(samples, golden[0], strict=True):
+            assert ours.score == pytest.approx(theirs.score, abs=1e-3), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sharded_run_resumes(drive: Drive) -> None:
+    settings = ["steps=5", "batch_prompts=4", "fsdp=true", "save_steps=2"]
+    whole = drive("whole", *settings, ranks=2)
+    assert whole.status == 0, whole.error
+    assert drive("cut", *settings, end=("KILL", 6), ranks=2).status != 0
+    resumed = drive("cut", *settings, ranks=2)
+    assert resumed.status == 0, resumed.error
+    for ours, theirs in zip(resumed.losses, whole.losses[-len(resumed.losses) :], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)

@@ -1,0 +1,129 @@
+"""The published data sets' own layouts become records, from every kind of file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from beholder.errors import DataError
+from beholder.images import load_image_file
+from beholder_training.data import ImagePlaces, Record, parse_record, read_records, repeat_by_weight, scan
+from tests.pictures import png
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.png").write_bytes(png())
+    return tmp_path
+
+
+def annotation(*ratings: str) -> dict[str, Any]:
+    aspects = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+    return {aspect: {"Rating": rating, "Rationale": "."} for aspect, rating in zip(aspects, ratings, strict=True)}
+
+
+VLFEEDBACK = {
+    "id": "svit-1",
+    "prompt": "What is it?",
+    "img_path": "a.png",
+    "models": ["m1", "m2"],
+    "completions": [
+        {"annotations": annotation("4", "5", "3"), "model": "m1", "response": "A"},
+        {"annotations": annotation("1", "5", "3"), "model": "m2", "response": "B"},
+    ],
+}
+VLFEEDBACK_LISTS = {
+    **VLFEEDBACK,
+    "completions": {
+        "annotations": [annotation("4", "5", "3"), annotation("1", "5", "3")],
+        "model": ["m1", "m2"],
+        "response": ["A", "B"],
+    },
+}
+POVID = {
+    "id": 5,
+    "image": "a.png",
+    "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A"}],
+    "rejected_conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "B"}],
+}
+RLHF_V = {
+    "ds_name": "RLHF-V",
+    "image": {"bytes": png(), "path": "elsewhere.jpg"},
+    "text": json.dumps({"question": "What is it?", "chosen": "A", "rejected": "B"}),
+    "idx": 9,
+    "image_path": "coco/000000000009.jpg",
+}
+RLAIF_V = {"question": "What is it?", "chosen": "A", "rejected": "B", "image": {"bytes": png(), "path": None}, "idx": 1}
+
+
+@pytest.mark.parametrize("raw", [VLFEEDBACK, VLFEEDBACK_LISTS, POVID], ids=["objects", "lists", "povid"])
+def test_json_layouts(folder: Path, raw: dict[str, Any]) -> None:
+    record = parse_record(raw, folder, "f:1")
+    assert (record.prompt, record.responses, record.pairs()) == ("What is it?", ("A", "B"), [(0, 1)])
+    assert record.images == (folder / "a.png",)
+
+
+def test_several_images_and_none(folder: Path) -> None:
+    pair = {"prompt": "?", "chosen": "A", "rejected": "B"}
+    assert parse_record({**pair, "images": ["a.png", "a.png"]}, folder, "f:1").images == (folder / "a.png",) * 2
+    assert parse_record(pair, folder, "f:1").images == ()
+    assert parse_record({**pair, "img_path": None}, folder, "f:1").images == ()
+
+
+def test_an_image_mark_in_a_prompt_without_image_stays(folder: Path) -> None:
+    record = parse_record({"prompt": "What does <image> mean?", "chosen": "A", "rejected": "B"}, folder, "f:1")
+    assert record.prompt == "What does <image> mean?"
+
+
+@pytest.mark.parametrize("raw", [RLHF_V, RLAIF_V], ids=["rlhf-v", "rlaif-v"])
+def test_parquet_with_embedded_images(tmp_path: Path, raw: dict[str, Any]) -> None:
+    file = tmp_path / "data.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([raw, {**raw, "idx": 10}]), file)
+    places = ImagePlaces(cache=tmp_path / "cache")
+    records = [record for record, _ in scan([file], places) if record is not None]
+    assert [(record.id, record.prompt, record.responses) for record in records] == [
+        (str(raw["idx"]), "What is it?", ("A", "B")),
+        ("10", "What is it?", ("A", "B")),
+    ]
+    assert records[0].images == records[1].images  # stored once, by content
+    assert len(list((tmp_path / "cache").rglob("*.png"))) == 1
+    assert load_image_file(records[0].images[0]).pixels.size == (64, 64)
+
+
+def test_a_parquet_file_of_completions(folder: Path) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist([VLFEEDBACK]), folder / "data.parquet")
+    assert read_records([folder / "data.parquet"])[0].qualities == (4.0, 3.0)
+
+
+def test_a_json_array_and_a_mixed_file(folder: Path) -> None:
+    (folder / "array.json").write_text(json.dumps([VLFEEDBACK, POVID]))
+    (folder / "mixed.jsonl").write_text("\n".join(map(json.dumps, (POVID, VLFEEDBACK_LISTS))))
+    records = read_records([folder / "array.json", folder / "mixed.jsonl"])
+    assert [record.id for record in records] == ["svit-1", "5", "5", "svit-1"]
+    assert records[1].where == f"{folder / 'array.json'}:2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{}", "holds an array of records, not dict"),
+        ("a.json", "{", "one object a line is .jsonl"),
+        ("a.parquet", "no", "not a parquet file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_records([tmp_path / name])
+
+
+def test_weights_repeat_and_thin_a_file() -> None:
+    records = [Record(str(n), "?", (), ("A", "B"), (1.0, 0.0), f"f:{n}") for n in range(10)]
+    assert len(repeat_by_weight(records, 2.5, seed=0)) == 25
+    thinned = repeat_by_weight(records, 0.3, seed=0)
+    assert len({record.id for record in thinned}) == 3
+    assert thinned == repeat_by_weight(records, 0.3, seed=0)
+    assert repeat_by_weight(records, 1.0, seed=0) == records

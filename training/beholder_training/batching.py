@@ -1,0 +1,164 @@
+"""The prompts of one optimiser step -> forwards that fit a budget of tokens.
+
+An item is a prompt with all its responses and pairs, encoded for both branches; a micro-batch is what one forward
+takes. How a step is split into micro-batches and processes changes memory and speed, never the loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from beholder.modeling.inputs import EncodedGroup
+from beholder_training.branch import Branch
+from beholder_training.data import Record
+
+PAIRS_A_PROMPT = 2**20  # more than any prompt has: pair ids are prompt * this + pair
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt of the step. `index` is the record's position in the data; `proxy` is empty without a proxy.
+
+    keys: one for each picture of `main`, in order, for caches.
+    """
+
+    index: int
+    name: str
+    pairs: tuple[tuple[int, int], ...]
+    gaps: tuple[float, ...]
+    responses: int
+    main: list[EncodedGroup]
+    proxy: list[EncodedGroup]
+    keys: list[str]
+
+    @property
+    def rows(self) -> int:
+        return len(self.main)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(group.packed.token_ids) for group in self.main)
+
+
+class Collator:
+    """(index, record) pairs of a step -> {"items": [Item]}. Runs in the loader's workers: it decodes and tokenises."""
+
+    def __init__(self, main: Branch, proxy: Branch | None) -> None:
+        self.main, self.proxy = main, proxy
+
+    def __call__(self, step: Sequence[tuple[int, Record]]) -> dict[str, list[Item]]:
+        return {"items": [self.item(index, record) for index, record in step]}
+
+    def item(self, index: int, record: Record) -> Item:
+        pairs = record.pairs()
+        main = self.main.encode(record)
+        keys = [str(path) for path in record.images] if self.main.sees_images else []
+        return Item(
+            index,
+            f"{record.id} ({record.where})",
+            tuple(pairs),
+            tuple(record.qualities[chosen] - record.qualities[rejected] for chosen, rejected in pairs),
+            len(record.responses),
+            main,
+            self.proxy.encode(record) if self.proxy else [],
+            keys * len(main),
+        )
+
+
+class Indexed(torch.utils.data.Dataset[tuple[int, Record]]):
+    """Records with their positions, which name pairs whatever the order of the data."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[int, Record]:
+        return index, self._records[index]
+
+
+def split(items: Sequence[Item], prompts: int, token_budget: int = 0) -> list[list[Item]]:
+    """`items` in order, in parts of at most `prompts` items and `token_budget` tokens with padding (0: no limit).
+
+    An item above the budget is a part of its own: nothing is cut off.
+    """
+    parts: list[list[Item]] = []
+    for item in items:
+        part = [*parts[-1], item] if parts else [item]
+        if parts and len(part) <= prompts and (not token_budget or _tokens(part) <= token_budget):
+            parts[-1] = part
+        else:
+            parts.append([item])
+    return parts
+
+
+def spread(parts: list[list[Item]], count: int) -> list[list[Item]]:
+    """The same items in exactly `count` parts, at least as many as given, for processes that must forward alike.
+
+    Where there are fewer items than parts, the last is forwarded again without its pairs, so it adds nothing.
+    """
+    parts = list(parts)
+    while len(parts) < count:
+        widest = max(range(len(parts)), key=lambda index: len(parts[index]))
+        part = parts[widest]
+        if len(part) == 1:
+            parts.append([replace(part[0], pairs=(), gaps=())])
+        else:
+            parts[widest : widest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
+    return parts
+
+
+def _tokens(items: Sequence[Item]) -> int:
+    return max(item.length for item in items) * sum(item.rows for item in items)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward of both branches.
+
+    main, proxy: batches as `RewardModel.forward` takes them. pairs: (pairs, 2) indices of chosen and rejected among the
+    responses; gaps: (pairs,) rating differences; ids: (pairs,) one number for each pair of the data; owners: the item
+    of each pair.
+    """
+
+    items: list[Item]
+    main: dict[str, Any]
+    proxy: dict[str, Any] | None
+    pairs: torch.Tensor
+    gaps: torch.Tensor
+    ids: torch.Tensor
+    owners: list[int]
+
+    @property
+    def pixel_rows(self) -> list[int]:
+        """Rows of pixel_values of each picture of `main`, in order."""
+        groups = (group for item in self.items for group in item.main)
+        return [len(picture.tensors["pixel_values"]) for group in groups for picture in group.pictures]
+
+    def names(self, wrong: torch.Tensor) -> str:
+        """The records whose pairs are marked in `wrong` (pairs,), or all of them when none is."""
+        marked = {self.owners[index] for index in wrong.nonzero().flatten().tolist()} or range(len(self.items))
+        return ", ".join(self.items[index].name for index in sorted(marked))
+
+
+def micro_batch(items: list[Item], main: Branch, proxy: Branch | None) -> MicroBatch:
+    """The tensors of one forward, on the CPU."""
+    pairs, first = [], 0
+    for item in items:
+        pairs += [(first + chosen, first + rejected) for chosen, rejected in item.pairs]
+        first += item.responses
+    groups = [group for item in items for group in item.proxy]
+    ids = [item.index * PAIRS_A_PROMPT + pair for item in items for pair in range(len(item.pairs))]
+    return MicroBatch(
+        items,
+        main.collate_groups([group for item in items for group in item.main]),
+        proxy.collate_groups(groups) if proxy else None,
+        torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+        torch.tensor([gap for item in items for gap in item.gaps], dtype=torch.float32),
+        torch.tensor(ids, dtype=torch.long),
+        [number for number, item in enumerate(items) for _ in item.pairs],
+    )

@@ -1,0 +1,114 @@
+"""Features of a frozen vision tower, kept across epochs within a bound of bytes.
+
+Wraps the tower's forward and knows nothing of its architecture: whatever tensors it returns, picture by picture along
+their first dimension, are kept on the CPU and joined again. A tower that pads pictures against each other or attends
+across them would break this; the probe at the start of training compares the rewards.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beholder.lru import ByteBoundedCache
+
+Tree = Any  # tensors in lists, tuples and Hugging Face's ModelOutputs
+
+
+class VisionCache:
+    """Installed over `tower`, which must be frozen and in eval mode. `hits` and `misses` count pictures."""
+
+    def __init__(self, tower: nn.Module, max_bytes: int) -> None:
+        self._kept: ByteBoundedCache[str, Tree] = ByteBoundedCache(max_bytes)
+        self._original: Callable[..., Tree] = tower.forward
+        self._expected: tuple[Sequence[str], Sequence[int]] | None = None
+        self.hits = self.misses = 0
+        tower.forward = self._forward
+
+    def expect(self, keys: Sequence[str], rows: Sequence[int]) -> None:
+        """What the next forward holds: a key for each picture, and its rows of pixel_values."""
+        self._expected = (keys, rows)
+
+    @torch.no_grad()
+    def _forward(self, *inputs: Any, **options: Any) -> Tree:
+        expected, self._expected = self._expected, None
+        if expected is None:
+            return self._original(*inputs, **options)
+        keys, rows = expected
+        pixels, grid = _pixels(inputs, options), options.get("grid_thw")
+        found = {key: self._kept.get(key) for key in dict.fromkeys(keys)}
+        missing = [key for key, kept in found.items() if kept is None]
+        self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
+        if missing:
+            found |= self._encode(missing, keys, rows, pixels, grid, inputs, options)
+        return _join([found[key] for key in keys], pixels.device)
+
+    def _encode(
+        self, missing: list[str], keys: Sequence[str], rows: Sequence[int], pixels: Tensor, grid: Any, inputs: Any,
+        options: Any,
+    ) -> dict[str, Tree]:  # fmt: skip
+        """Features of the missing pictures, in one forward of the tower."""
+        chunks = torch.split(pixels, list(rows))
+        places = [list(keys).index(key) for key in missing]
+        kept_rows = [rows[place] for place in places]
+        chosen = torch.cat([chunks[place] for place in places])
+        options = options | ({"grid_thw": grid[places]} if grid is not None else {})
+        if inputs:
+            output = self._original(chosen, *inputs[1:], **options)
+        else:
+            output = self._original(**(options | {"pixel_values": chosen}))
+        features = _separate(output, kept_rows)
+        for key, feature in zip(missing, features, strict=True):
+            self._kept.put(key, feature, _bytes(feature))
+        return dict(zip(missing, features, strict=True))
+
+
+def _pixels(inputs: Any, options: Any) -> Tensor:
+    pixels: Tensor = inputs[0] if inputs else options["pixel_values"]
+    return pixels
+
+
+def _separate(tree: Tree, rows: Sequence[int]) -> list[Tree]:
+    """One tree a picture: every tensor's first dimension is divided as the pixel rows are."""
+    return [_map(tree, partial(_share, rows=rows, number=number)) for number in range(len(rows))]
+
+
+def _share(tensor: Tensor, rows: Sequence[int], number: int) -> Tensor:
+    total = sum(rows)
+    start, stop = (len(tensor) * sum(rows[:end]) // total for end in (number, number + 1))
+    return tensor[start:stop].detach().to("cpu", copy=True)
+
+
+def _join(trees: list[Tree], device: torch.device) -> Tree:
+    flat = [_leaves(tree) for tree in trees]
+    joined = iter([torch.cat([leaves[index].to(device) for leaves in flat]) for index in range(len(flat[0]))])
+    return _map(trees[0], lambda tensor: next(joined))
+
+
+def _map(tree: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
+    """A tree of the same containers."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):  # ModelOutput is one
+        return type(tree)(**{name: _map(value, function) for name, value in tree.items()})
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map(value, function) for value in tree)
+    return tree
+
+
+def _leaves(tree: Tree) -> list[Tensor]:
+    """In the order in which `_map` meets them."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map(tree, keep)
+    return found
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(tensor.nbytes for tensor in _leaves(tree))
