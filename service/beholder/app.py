@@ -1,26 +1,29 @@
 """Wiring: settings, engine and checkpoint to an ASGI application."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic import TypeAdapter
 
 from beholder import problems
+from beholder.auth import OPEN, Gate, KeyRing
 from beholder.checkpoint import Checkpoint
 from beholder.engine import Engine
+from beholder.errors import ConfigurationError
+from beholder.image_sources import ImageLoader, PixelBudget
+from beholder.image_store import open_store
+from beholder.image_urls import UrlFetcher, UrlPolicy
 from beholder.lifecycle import Lifecycle
 from beholder.metrics import Metrics
 from beholder.middleware import Surroundings
+from beholder.openapi import TITLE, add_routes
+from beholder.policy_template import PolicyTemplate, open_template
 from beholder.prompts import PromptRenderer
-from beholder.routes import health, scoring
 from beholder.routes.context import Context, attach
-from beholder.scoring import Scorer
+from beholder.scoring import SampleLimits, Scorer
 from beholder.settings import Settings
-
-REF = "#/components/schemas/{model}"
+from beholder.tracing import Tracing, create_provider
 
 
 def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, renderer: PromptRenderer) -> FastAPI:
@@ -29,7 +32,11 @@ def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, rende
     metrics.model.labels(checkpoint.fingerprint, checkpoint.manifest.base_model).set(1)
     lifecycle = Lifecycle(settings, engine, checkpoint, renderer, metrics)
     calibration = checkpoint.manifest.calibration
-    scorer = Scorer(engine, renderer, settings.image_limits, settings.max_in_flight, metrics, calibration)
+    images = _images(settings, metrics)
+    limits = SampleLimits(settings.max_in_flight, settings.max_images, settings.overlong == "truncate")
+    scorer = Scorer(engine, renderer, images, limits, metrics, calibration)
+    policy = open_template(settings.policy_template)
+    provider = create_provider(settings.otlp_endpoint, checkpoint.fingerprint) if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,29 +45,45 @@ def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, rende
             yield
         finally:
             await lifecycle.stop()
+            if provider is not None:
+                await asyncio.to_thread(provider.shutdown)
 
-    app = FastAPI(title="Beholder", summary="Multimodal rewards", version="1", lifespan=lifespan, redoc_url=None)
-    attach(app, Context(settings, checkpoint, engine, lifecycle, scorer, metrics))
-    problems.install(app)
-    app.include_router(health.router)
-    app.include_router(scoring.router)
-    app.add_middleware(Surroundings, metrics=metrics, lifecycle=lifecycle)
-    _document_bodies(app, {"/score": scoring.SCORE, "/rank": scoring.RANK})
+    app = FastAPI(**TITLE, lifespan=lifespan, redoc_url=None)
+    own_template = _own_template(renderer) or policy
+    attach(app, Context(settings, checkpoint, engine, lifecycle, scorer, metrics, images, policy, own_template))
+    problems.install(app, settings.shed_status)
+    add_routes(app)
+    app.add_middleware(
+        Gate,
+        keys=KeyRing([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file),
+        max_per_key=settings.max_concurrent_per_key,
+        shed_status=settings.shed_status,
+        open_paths=OPEN if settings.metrics_need_key else OPEN | {"/metrics"},
+    )
+    app.add_middleware(Surroundings, metrics=metrics, lifecycle=lifecycle, fingerprint=checkpoint.fingerprint)
+    if provider is not None:
+        app.add_middleware(Tracing, provider=provider)
     return app
 
 
-def _document_bodies(app: FastAPI, bodies: dict[str, TypeAdapter[Any]]) -> None:
-    """Put the bodies that routes read themselves into /openapi.json."""
+def _images(settings: Settings, metrics: Metrics) -> ImageLoader:
+    fetcher = None
+    if settings.image_url_hosts:
+        policy = UrlPolicy(
+            settings.image_url_hosts,
+            settings.image_url_http,
+            settings.image_url_timeout_s,
+            settings.image_url_redirects,
+            settings.max_image_bytes,
+        )
+        fetcher = UrlFetcher(policy)
+    store = open_store(settings.image_store, settings.image_store_bytes, settings.image_ttl_s)
+    return ImageLoader(settings.image_limits, store, fetcher, PixelBudget(settings.max_pixels_in_flight), metrics)
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            for path, adapter in bodies.items():
-                schema = adapter.json_schema(ref_template=REF)
-                document["components"]["schemas"].update(schema.pop("$defs", {}))
-                body = {"required": True, "content": {"application/json": {"schema": schema}}}
-                document["paths"][path]["post"]["requestBody"] = body
-            app.openapi_schema = document
-        return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+def _own_template(renderer: PromptRenderer) -> PolicyTemplate | None:
+    """The checkpoint's template to read strings by; None when it cannot be read back."""
+    try:
+        return PolicyTemplate(renderer.chat_template, *renderer.template_tokens)
+    except ConfigurationError:
+        return None

@@ -5,6 +5,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,16 @@ file (max_in_flight). Flags win over variables, variables over the file.
 
 example:
   beholder serve runs/fruit/checkpoint --host 0.0.0.0 --engine-args '{tensor_parallel_size: 2}'
+"""
+
+ADOPT_NOTES = """Layouts: a Hugging Face XForSequenceClassification folder (Qwen3-VL, Qwen2.5-VL, InternVL, LLaVA; text
+alone: Llama, Mistral, Qwen2, Qwen3); a base model with TRL's or LLaMA-Factory's value head, as Skywork-VL-Reward;
+the published InternVL layout, which needs --chat-template, since its own Python code is not run.
+
+examples:
+  beholder adopt downloads/Skywork-VL-Reward-7B checkpoints/skywork
+  beholder adopt merged checkpoints/rm --head-file run/value_head.safetensors --base-name Qwen/Qwen2.5-VL-7B-Instruct
+  beholder adopt InternVL2-reward checkpoints/internvl --chat-template chatml-with-images.jinja
 """
 
 
@@ -60,7 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     verify.add_argument("--no-engine", action="store_true", help="compare the hashes only")
     verify.set_defaults(run=_verify)
+    _add_adopt(commands.add_parser("adopt", help="make a checkpoint of another trainer's reward model",
+                                   epilog=ADOPT_NOTES, **form))  # fmt: skip
     return parser
+
+
+def _add_adopt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the reward model as its trainer saved it")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the checkpoint to write; must not exist")
+    parser.add_argument("--base-name", metavar="NAME", help="the base model, for the record (default: the config's)")
+    parser.add_argument("--head-file", type=Path, metavar="FILE", help="the head, where it is apart from the model")
+    parser.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja, instead of the folder's own")
+    parser.set_defaults(run=_adopt)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +187,23 @@ def _verify(options: argparse.Namespace) -> int:
             f"{abs(result.served - result.trained):10.2e}  {result.tolerance:9.2e}{verdict}"
         )
     require_passed(results)
+    return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    if find_spec("torch") is None:
+        raise ConfigurationError("adopting computes rewards with torch: pip install 'beholder[transformers]'")
+    from beholder.adopting.adopt import adopt
+
+    checkpoint = adopt(
+        options.folder,
+        options.output,
+        base_name=options.base_name,
+        head_file=options.head_file,
+        chat_template=options.chat_template,
+    )
+    print(f"{checkpoint.folder}: {checkpoint.manifest.architecture}, fingerprint {checkpoint.fingerprint}")
+    print(f"next: beholder verify {checkpoint.folder}")
     return 0
 
 

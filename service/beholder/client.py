@@ -10,7 +10,7 @@ An error of the service arrives as the class of `beholder.errors` that has its c
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -76,10 +76,12 @@ class RewardClient:
         timeout: float = 300,
         *,
         fingerprint: str | None = None,
+        api_key: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._fingerprint = fingerprint
-        self._http = httpx.Client(base_url=base_url, timeout=timeout, transport=transport)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=base_url, timeout=timeout, transport=transport, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -94,13 +96,13 @@ class RewardClient:
         """The reward of one response. Raises BeholderError."""
         answer = self._post("/score", {**_context(prompt, images), "response": response})
         (score,), normalized = answer["scores"], answer.get("normalized")
-        return Score(score, normalized[0] if normalized else None, answer["fingerprint"], **answer["usage"])
+        normalized_score = normalized[0] if normalized else None
+        return Score(score, normalized_score, answer["fingerprint"], **_known(Score, answer["usage"]))
 
     def rank(self, prompt: Prompt, images: Sequence[ImageInput], responses: Sequence[str]) -> Ranking:
         """The rewards of all responses and their order. Raises BeholderError."""
         answer = self._post("/rank", {**_context(prompt, images), "responses": list(responses)})
-        usage = answer.pop("usage")
-        return Ranking(normalized=answer.pop("normalized", None), **answer, **usage)
+        return Ranking(**{"normalized": None, **_known(Ranking, answer), **_known(Ranking, answer["usage"])})
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         url = self._http.base_url.join(path)
@@ -135,6 +137,11 @@ def encode_image(image: ImageInput) -> str:
 def _context(prompt: Prompt, images: Sequence[ImageInput]) -> dict[str, Any]:
     key = "prompt" if isinstance(prompt, str) else "messages"
     return {key: prompt, "images": [encode_image(image) for image in images]}
+
+
+def _known(kind: type[Score | Ranking], values: dict[str, Any]) -> dict[str, Any]:
+    """What a class has a field for: a newer service may answer more."""
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:

@@ -6,10 +6,19 @@
     │   ├── EmptyResponse            422 empty-response
     │   ├── PromptTooLong            422 prompt-too-long
     │   ├── RequestTooLarge          413 request-too-large
-    │   └── ImageMismatch            422 image-mismatch
+    │   ├── RequestTimeout           408 request-timeout
+    │   ├── ModelNotFound            404 model-not-found
+    │   ├── TemplateMismatch         422 template-mismatch
+    │   ├── ImageMismatch            422 image-mismatch
+    │   └── TooManyImages            422 too-many-images
+    ├── Unauthorized                 401 unauthorized
     ├── ImageError                   422 invalid-image
     │   ├── ImageTooLarge            413 image-too-large
-    │   └── ImageNotFound            422 image-not-found
+    │   ├── ImageNotFound            422 image-not-found
+    │   ├── ImageUnknown             422 image-unknown
+    │   ├── ImageHashMismatch        422 image-hash-mismatch
+    │   ├── ImageUrlRefused          422 image-url-refused
+    │   └── ImageUrlFailed           422 image-url-failed
     ├── CheckpointError              500 invalid-checkpoint
     │   ├── CheckpointCorrupt        500 checkpoint-corrupt
     │   └── GoldenMismatch           500 golden-mismatch
@@ -20,10 +29,15 @@
         ├── DeadlineExceeded         504 deadline-exceeded
         ├── EngineUnavailable        503 engine-unavailable
         └── Overloaded               503 overloaded
+            ├── KeyOverloaded        503 key-overloaded
+            └── ImageStoreFull       503 image-store-full
 
 An error says what, where and what to do, in one line. `code` is stable: clients branch on it. The service turns each
-into an RFC 9457 problem in one place (app.py); the command line prints the message and exits non-zero.
+into an RFC 9457 problem in one place (problems.py); the command line prints the message and exits non-zero. What may
+be shed is an Overloaded: the service answers it with the status that is set (`shed_status`). docs/errors.md lists all.
 """
+
+from typing import Any, Self
 
 
 class BeholderError(Exception):
@@ -31,6 +45,16 @@ class BeholderError(Exception):
 
     status: int = 500
     code: str = "internal"
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """What the problem says beside `detail`, for programs."""
+        return {}
+
+    def at(self, place: str) -> Self:
+        """This error, with the place of the mistake in front of its message."""
+        self.args = (f"{place}: {self}",)
+        return self
 
 
 class InvalidRequest(BeholderError):
@@ -49,7 +73,18 @@ class EmptyResponse(InvalidRequest):
 
 
 class PromptTooLong(InvalidRequest):
+    """`tokens` is the length with images expanded, `limit` what is accepted; None where the engine does not say."""
+
     code = "prompt-too-long"
+
+    def __init__(self, message: str, tokens: int | None = None, limit: int | None = None) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        self.limit = limit
+
+    @property
+    def members(self) -> dict[str, Any]:
+        return {} if self.tokens is None else {"tokens": self.tokens, "max_tokens": self.limit}
 
 
 class RequestTooLarge(InvalidRequest):
@@ -57,10 +92,41 @@ class RequestTooLarge(InvalidRequest):
     code = "request-too-large"
 
 
+class RequestTimeout(InvalidRequest):
+    """The body came too slowly."""
+
+    status = 408
+    code = "request-timeout"
+
+
+class ModelNotFound(InvalidRequest):
+    """`model` names another one than is served."""
+
+    status = 404
+    code = "model-not-found"
+
+
+class TemplateMismatch(InvalidRequest):
+    """A templated string is not exactly what the policy's template renders."""
+
+    code = "template-mismatch"
+
+
+class TooManyImages(InvalidRequest):
+    code = "too-many-images"
+
+
 class ImageMismatch(InvalidRequest):
     """The conversation has another number of image places than images were given."""
 
     code = "image-mismatch"
+
+
+class Unauthorized(BeholderError):
+    """No key, or one that is not accepted."""
+
+    status = 401
+    code = "unauthorized"
 
 
 class ImageError(BeholderError):
@@ -76,7 +142,41 @@ class ImageTooLarge(ImageError):
 
 
 class ImageNotFound(ImageError):
+    """There is no such file."""
+
     code = "image-not-found"
+
+
+class ImageUnknown(ImageError):
+    """No image with this sha256 is stored (any more): send it with PUT /images/{sha256} and ask again."""
+
+    code = "image-unknown"
+
+    def __init__(self, message: str, sha256: str = "") -> None:
+        super().__init__(message)
+        self.sha256 = sha256
+
+    @property
+    def members(self) -> dict[str, Any]:
+        return {"sha256": self.sha256}
+
+
+class ImageHashMismatch(ImageError):
+    """The bytes have another sha256 than the path says."""
+
+    code = "image-hash-mismatch"
+
+
+class ImageUrlRefused(ImageError):
+    """Image URLs are off, or this one leads where it may not."""
+
+    code = "image-url-refused"
+
+
+class ImageUrlFailed(ImageError):
+    """The URL's host did not deliver the image."""
+
+    code = "image-url-failed"
 
 
 class CheckpointError(BeholderError):
@@ -140,3 +240,15 @@ class Overloaded(EngineError):
 
     status = 503
     code = "overloaded"
+
+
+class KeyOverloaded(Overloaded):
+    """This API key has as many requests in flight as one key may have."""
+
+    code = "key-overloaded"
+
+
+class ImageStoreFull(Overloaded):
+    """Every stored image is still within its time to live."""
+
+    code = "image-store-full"

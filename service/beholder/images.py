@@ -1,8 +1,8 @@
 """Image bytes -> verified RGB pixels and the sha256 of the bytes.
 
 Training and serving both decode here, so a picture has the same pixels on both sides: EXIF rotation applied, alpha
-laid over white, 16-bit greyscale scaled to 8 bits, everything converted to RGB. Limits are checked on the header,
-before any pixel is decoded.
+laid over white, 16-bit greyscale scaled to 8 bits, everything converted to RGB, of an animation the first frame.
+Limits are checked on the header, before any pixel is decoded.
 """
 
 import base64
@@ -10,12 +10,14 @@ import binascii
 import hashlib
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from beholder.errors import ImageError, ImageNotFound, ImageTooLarge
+from beholder.errors import BeholderError, ImageError, ImageNotFound, ImageTooLarge
+from beholder.image_files import is_whole
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
@@ -29,6 +31,7 @@ class ImageLimits:
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
     max_aspect: float = 190.0
+    max_frames: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +55,27 @@ def decode_base64(text: str, limits: ImageLimits = ImageLimits()) -> bytes:
         ) from None
 
 
-def load_image(data: bytes, limits: ImageLimits = ImageLimits()) -> LoadedImage:
-    """Decode `data`. Raises ImageError for anything but a whole PNG, JPEG, WebP or GIF (its first frame)."""
+def load_image(
+    data: bytes, limits: ImageLimits = ImageLimits(), admit: Callable[[int], None] = lambda pixels: None
+) -> LoadedImage:
+    """Decode `data`. Raises ImageError for anything but a whole PNG, JPEG, WebP or GIF (its first frame).
+
+    `admit` is called with the number of pixels before they are decoded, and may raise.
+    """
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"the image has {len(data)} bytes, at most {limits.max_bytes} are accepted")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, limits)
+            _check_frames(image, limits)
+            if not is_whole(data):
+                raise ImageError(f"the image of {len(data)} bytes breaks off: send the whole file")
+            admit(image.width * image.height)
             pixels = _to_rgb(image)
-    except ImageError:
+    except BeholderError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageTooLarge(f"the image has more than the {limits.max_pixels} pixels that are accepted") from None
     except UnidentifiedImageError:
         raise ImageError(f"the {len(data)} bytes are not a {', '.join(FORMATS)} image") from None
     except Exception as error:
@@ -80,6 +94,14 @@ def load_image_file(path: Path, limits: ImageLimits = ImageLimits()) -> LoadedIm
         return load_image(data, limits)
     except ImageError as error:
         raise type(error)(f"image {path}: {error}") from None
+
+
+def _check_frames(image: Image.Image, limits: ImageLimits) -> None:
+    """Pillow counts frames without decoding them."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > limits.max_frames:
+        raise ImageTooLarge(f"the image has {frames} frames, at most {limits.max_frames} are accepted")
+    image.seek(0)
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:

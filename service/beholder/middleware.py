@@ -1,23 +1,33 @@
-"""What surrounds every request: metrics, the last resort for errors, and the farewell while draining."""
+"""What surrounds every request: its id, metrics and log, the last resort for errors, the farewell while draining."""
 
+import re
 import time
-from typing import Any
+import uuid
+from typing import Any, Final
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from beholder.lifecycle import Lifecycle
 from beholder.metrics import Metrics
-from beholder.problems import CODE_KEY, internal_problem
+from beholder.problems import CODE_KEY, ID_KEY, internal_problem
+from beholder.request_log import log_request
+
+LOG_KEY: Final = "beholder.log"
+"""Where the scope keeps what routes add to the request's line of the log."""
+FINGERPRINT_HEADER: Final = "Beholder-Fingerprint"
+ID_HEADER: Final = "X-Request-ID"
+_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class Surroundings:
     """Plain ASGI: Starlette's function middleware would copy bodies through a queue."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, fingerprint: str) -> None:
         self._app = app
         self._metrics = metrics
         self._lifecycle = lifecycle
+        self._fingerprint = fingerprint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -25,14 +35,19 @@ class Surroundings:
             return
         started = time.perf_counter()
         status = 0
+        scope[LOG_KEY] = {}
+        request_id = scope[ID_KEY] = _request_id(scope)
 
         async def watched_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[ID_HEADER] = request_id
+                headers[FINGERPRINT_HEADER] = self._fingerprint
                 if self._lifecycle.draining:
                     # The client's next request then goes to a replica that stays.
-                    MutableHeaders(scope=message)["Connection"] = "close"
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
@@ -45,9 +60,24 @@ class Surroundings:
             self._observe(scope, status, time.perf_counter() - started)
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
-        route = _route_path(scope)
-        self._metrics.requests.labels(route, str(status), scope.get(CODE_KEY, "")).inc()
+        route, code = _route_path(scope), scope.get(CODE_KEY, "")
+        self._metrics.requests.labels(route, str(status), code).inc()
         self._metrics.latency.labels(route).observe(seconds)
+        log_request(
+            route,
+            method=scope["method"],
+            status=status,
+            code=code,
+            seconds=round(seconds, 4),
+            request_id=scope[ID_KEY],
+            **scope[LOG_KEY],
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own, where it is harmless in a log, or a new one."""
+    sent = Headers(scope=scope).get(ID_HEADER, "")
+    return sent if _ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def _route_path(scope: Scope) -> str:

@@ -1,28 +1,40 @@
-"""Every error of the HTTP interface as an RFC 9457 problem, in one place.
+"""Every error of the HTTP interface as an RFC 9457 problem, in one place. docs/errors.md lists the codes.
 
-No body of an error has a key `scores`, so a client that forgets the status cannot take one for an answer.
+No body of an error has a key `scores` or `rewards`, so a client that forgets the status cannot take one for an answer.
 """
 
 import logging
 import uuid
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from beholder.errors import BeholderError, InvalidRequest, InvalidText
+from beholder.errors import BeholderError, InvalidRequest, InvalidText, Overloaded
 
 MEDIA_TYPE: Final = "application/problem+json"
 CODE_KEY: Final = "beholder.code"
-"""Where the scope keeps the problem's code for metrics."""
+"""Where the scope keeps the problem's code for metrics and log."""
+ID_KEY: Final = "beholder.request_id"
 SHOWN_ERRORS: Final = 20
 CLIENT_GONE: Final = 499
 """nginx's status for this; nobody reads it but the metrics."""
 
+_RETRY: Final = {"Retry-After": "1"}
+# Where the body may be unread, the connection ends: a slow or unknown client must not keep it.
+_HEADERS: Final = {
+    401: {"WWW-Authenticate": 'Bearer, Basic realm="beholder"', "Connection": "close"},
+    408: {"Connection": "close"},
+    413: {"Connection": "close"},
+    429: _RETRY,
+    503: _RETRY,
+}
 _log = logging.getLogger(__name__)
 
 
@@ -34,23 +46,26 @@ class InvalidBody(InvalidRequest):
         super().__init__(f"{errors[0]['at']}: {errors[0]['problem']}{more}")
         self.errors = errors[:SHOWN_ERRORS]
 
+    @property
+    def members(self) -> dict[str, Any]:
+        return {"errors": self.errors}
+
 
 def from_validation(error: ValidationError) -> InvalidRequest:
     """The error of a body that pydantic refused."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    for item in found:
-        if item["type"] in ("json_invalid", "string_unicode") and _is_about_text(item["msg"]):
-            return InvalidText(f"the text is not valid Unicode ({item['msg']}): send UTF-8 without lone surrogates")
-    return InvalidBody([{"at": _place(item["loc"]), "problem": item["msg"]} for item in found])
+    return _invalid(error.errors(include_url=False, include_context=False, include_input=False))
 
 
 def problem(status: int, code: str, detail: str, scope: Any = None, **members: Any) -> Response:
-    if scope is not None:
-        scope[CODE_KEY] = code
     title = "Client Closed Request" if status == CLIENT_GONE else HTTPStatus(status).phrase
     body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
-    headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-    return JSONResponse({**body, **members}, status, headers, MEDIA_TYPE)
+    if scope is not None:
+        scope[CODE_KEY] = code
+        if ID_KEY in scope:
+            body["request_id"] = scope[ID_KEY]
+    # A text that was sent may come back in `detail`, and need not be valid Unicode.
+    body = {name: _printable(value) for name, value in body.items()}
+    return JSONResponse({**body, **members}, status, _HEADERS.get(status), MEDIA_TYPE)
 
 
 def internal_problem(error: Exception, scope: Any = None) -> Response:
@@ -61,15 +76,24 @@ def internal_problem(error: Exception, scope: Any = None) -> Response:
     return problem(500, "internal", detail, scope, instance=instance)
 
 
-def install(app: FastAPI) -> None:
+def error_problem(error: BeholderError, shed_status: int, scope: Any = None) -> Response:
+    """The problem of an error that was raised on purpose; load that is shed has the status that is set."""
+    if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return internal_problem(error, scope)
+    status = shed_status if isinstance(error, Overloaded) else error.status
+    return problem(status, error.code, str(error), scope, **error.members)
+
+
+def install(app: FastAPI, shed_status: int) -> None:
     """Route errors of the application through this module."""
 
     @app.exception_handler(BeholderError)
     async def beholder_error(request: Request, error: BeholderError) -> Response:
-        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            return internal_problem(error, request.scope)
-        members = {"errors": error.errors} if isinstance(error, InvalidBody) else {}
-        return problem(error.status, error.code, str(error), request.scope, **members)
+        return error_problem(error, shed_status, request.scope)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid_parameters(request: Request, error: RequestValidationError) -> Response:
+        return error_problem(_invalid(error.errors()), shed_status, request.scope)
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(request: Request, error: ClientDisconnect) -> Response:
@@ -83,6 +107,13 @@ def install(app: FastAPI) -> None:
         return response
 
 
+def _invalid(found: Sequence[Any]) -> InvalidRequest:
+    for item in found:
+        if item["type"] in ("json_invalid", "string_unicode") and _is_about_text(item["msg"]):
+            return InvalidText(f"the text is not valid Unicode ({item['msg']}): send UTF-8 without lone surrogates")
+    return InvalidBody([{"at": _place(item["loc"]), "problem": item["msg"]} for item in found])
+
+
 def _place(location: tuple[int | str, ...]) -> str:
     """The path in the body, without the name of the alternative that it was read as."""
     path = location[1:] if location[:1] in (("single",), ("batch",)) else location
@@ -91,3 +122,7 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 def _is_about_text(message: str) -> bool:
     return any(word in message for word in ("surrogate", "unicode", "UTF-8", "hex escape"))
+
+
+def _printable(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -90,6 +90,11 @@ class PromptRenderer:
         return str(self._template.chat_template)
 
     @property
+    def template_tokens(self) -> tuple[str, str]:
+        """The tokens for the beginning and the end of a sequence, which templates name; empty where there is none."""
+        return str(self._template.bos_token or ""), str(self._template.eos_token or "")
+
+    @property
     def special_tokens(self) -> list[str]:
         """Every string that is a control token in the template and plain text in a conversation."""
         return list(self._special_ids)
@@ -115,6 +120,13 @@ class PromptRenderer:
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
         pieces = self._pieces(shape)
         return tuple(self._encode(pieces, texts))
+
+    def drop_tokens(self, text: str, count: int) -> tuple[str, int]:
+        """`text` without its first `count` tokens (or without all), and how many went."""
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        if len(offsets) <= count:
+            return "", len(offsets)
+        return text[offsets[count][0] :], count
 
     def _render_pieces(self, shape: _Shape) -> tuple[str, ...]:
         """The template's own text around the n texts of a conversation: n + 1 pieces."""

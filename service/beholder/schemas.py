@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from beholder import examples
+from beholder.image_sources import ImageSource, Inline, Link, Stored
 from beholder.prompts import IMAGE, Conversation, ImageSlot, Turn, single_turn
 
 MAX_BATCH = 512
@@ -12,8 +14,50 @@ MAX_MESSAGES = 512
 MAX_PARTS = 512
 
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StoredImage(_Strict):
+    """An image that was sent before with PUT /images/{sha256}."""
+
+    sha256: Sha256
+
+    def source(self) -> ImageSource:
+        return Stored(self.sha256)
+
+
+class LinkedImage(_Strict):
+    """An image that the service fetches; refused unless the service allows the host."""
+
+    url: Annotated[str, Field(max_length=4096)]
+
+    def source(self) -> ImageSource:
+        return Link(self.url)
+
+
+def _image_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "inline"
+    is_link = "url" in value if isinstance(value, dict) else isinstance(value, LinkedImage)
+    return "linked" if is_link else "stored"
+
+
+ImageInput = Annotated[
+    Annotated[
+        str,
+        Tag("inline"),
+        Field(
+            description="A data URL or base64 of a PNG, JPEG, WebP or GIF file.", json_schema_extra={"format": "image"}
+        ),
+    ]
+    | Annotated[StoredImage, Tag("stored")]
+    | Annotated[LinkedImage, Tag("linked")],
+    Discriminator(_image_kind),
+]
 
 
 class TextPart(_Strict):
@@ -57,9 +101,7 @@ class _Context(_Strict):
 
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    images: Annotated[list[str], Field(max_length=MAX_IMAGES)] = Field(
-        default_factory=list, description="Data URLs or base64 of PNG, JPEG, WebP or GIF files."
-    )
+    images: Annotated[list[ImageInput], Field(max_length=MAX_IMAGES)] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -69,18 +111,41 @@ class _Context(_Strict):
             raise ValueError("the last of `messages` must be the user's; the answer to it goes into `response`")
         return self
 
-    def conversation(self) -> Conversation:
+    def conversation(self, image_count: int) -> Conversation:
         if self.prompt is not None:
-            return single_turn(self.prompt, len(self.images))
+            return single_turn(self.prompt, image_count)
         return tuple(message.turn() for message in self.messages or ())
+
+    def sources(self) -> tuple[ImageSource, ...]:
+        return tuple(Inline(image) if isinstance(image, str) else image.source() for image in self.images)
+
+
+ModelName = Annotated[
+    str | None, Field(description="One of GET /models; may be left out where one is served.", max_length=4096)
+]
 
 
 class ScoreItem(_Context):
+    """One response to one prompt."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.SCORE_ITEM]})
+
     response: str
 
 
+class ScoreOne(ScoreItem):
+    """One response to one prompt."""
+
+    model: ModelName = None
+
+
 class ScoreBatch(_Strict):
+    """Several, each with a prompt of its own."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.SCORE_BATCH]})
+
     items: Annotated[list[ScoreItem], Field(min_length=1, max_length=MAX_BATCH)]
+    model: ModelName = None
 
 
 def _score_kind(value: Any) -> str:
@@ -89,12 +154,21 @@ def _score_kind(value: Any) -> str:
 
 
 ScoreRequest = Annotated[
-    Annotated[ScoreItem, Tag("single")] | Annotated[ScoreBatch, Tag("batch")], Discriminator(_score_kind)
+    Annotated[ScoreOne, Tag("single")] | Annotated[ScoreBatch, Tag("batch")], Discriminator(_score_kind)
 ]
 
 
 class RankRequest(_Context):
+    """Several responses to one prompt."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.RANK]})
+
     responses: Annotated[list[str], Field(min_length=1, max_length=MAX_BATCH)]
+    top_n: Annotated[int | None, Field(ge=1, le=MAX_BATCH, description="How many entries `order` has at most.")] = None
+    model: ModelName = None
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Usage(_Strict):
@@ -105,26 +179,51 @@ class Usage(_Strict):
 
 
 class ScoreResponse(_Strict):
-    """`scores` are raw logits in the request's order; `normalized` is there when the checkpoint is calibrated."""
+    """`scores` are raw logits in the request's order; `normalized` is there when the checkpoint is calibrated.
 
-    scores: list[float]
-    normalized: list[float] | None = None
+    `cached[i]`: the score was known and not computed again. `truncated[i]`: the prompt was too long and its beginning
+    was cut, as the service is set to do; otherwise too long a prompt is refused.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.SCORE_ANSWER]})
+
+    scores: list[Finite]
+    normalized: list[Finite] | None = None
+    cached: list[bool]
+    truncated: list[bool]
+    model: str
     fingerprint: str
     usage: Usage
 
 
 class RankResponse(ScoreResponse):
-    """`ranks[i]` is the rank of response i (0 is best), `order` the responses from best to worst; ties keep the
-    request's order."""
+    """`ranks[i]` is the rank of response i (0 is best), `order` the responses from best to worst (the first `top_n`);
+    ties keep the request's order."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.RANK_ANSWER]})
 
     ranks: list[int]
     order: list[int]
     best: int
 
 
-class ModelCard(_Strict):
-    """The checkpoint that is served."""
+class ImageReceipt(_Strict):
+    """An image that is stored now, until at least `expires_in_s` seconds from now."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.RECEIPT]})
+
+    sha256: Sha256
+    bytes: int
+    width: int
+    height: int
+    expires_in_s: Finite
+
+
+class ModelCard(_Strict):
+    """The checkpoint that is served. `names` are what requests may have as `model`."""
+
+    id: str
+    names: list[str]
     engine: str
     fingerprint: str
     base_model: str
@@ -141,10 +240,13 @@ class ModelList(_Strict):
 
 
 class Problem(BaseModel):
-    """RFC 9457. `code` is stable, `detail` is for people."""
+    """RFC 9457. `code` is stable (docs/errors.md), `detail` is for people."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.PROBLEM]})
 
     type: str = "about:blank"
     title: str
     status: int
     code: str
     detail: str
+    request_id: str | None = None

@@ -5,26 +5,43 @@ import itertools
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from beholder.checkpoint import Calibration
 from beholder.engine import Engine, EngineScore
-from beholder.errors import BeholderError, ImageError, InvalidRequest, Overloaded
-from beholder.images import ImageLimits, LoadedImage, decode_base64, load_image
+from beholder.errors import (
+    CheckpointError,
+    ImageError,
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+    TooManyImages,
+)
+from beholder.image_sources import ImageLoader, ImageSource, RequestImages
 from beholder.metrics import Metrics
 from beholder.prompts import Conversation, Prompt, PromptRenderer
 from beholder.rewards import normalize
+from beholder.truncation import ATTEMPTS, shorten
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response to score. `images` are data URLs or base64; `place` names the sample in errors ("items[3]")."""
+    """One response to score; `place` names the sample in errors ("items[3]")."""
 
     conversation: Conversation
-    images: tuple[str, ...]
+    images: tuple[ImageSource, ...]
     response: str
     place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleLimits:
+    """`max_in_flight` samples at a time, `max_images` in each; `truncates` shortens what is too long."""
+
+    max_in_flight: int
+    max_images: int
+    truncates: bool = False
 
 
 class Scorer:
@@ -34,28 +51,29 @@ class Scorer:
         self,
         engine: Engine,
         renderer: PromptRenderer,
-        limits: ImageLimits,
-        max_in_flight: int,
+        images: ImageLoader,
+        limits: SampleLimits,
         metrics: Metrics,
         calibration: Calibration | None = None,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
+        self._images = images
         self._limits = limits
-        self._max_in_flight = max_in_flight
         self._metrics = metrics
         self._calibration = calibration
         self.in_flight = 0
         self._accepted: dict[int, float] = {}
         self._numbers = itertools.count()
-        metrics.in_flight_limit.set(max_in_flight)
+        metrics.in_flight_limit.set(limits.max_in_flight)
         metrics.oldest.set_function(self._oldest_s)
         metrics.rewards.calibrated.set(calibration is not None)
 
     async def score(self, samples: Sequence[Sample]) -> list[EngineScore]:
         """The score of each sample, in order. Raises InvalidRequest, ImageError, Overloaded, EngineError."""
-        with self._admit(len(samples)):
-            prompts = await asyncio.to_thread(self._prepare, samples, time.perf_counter())
+        with self._admit(len(samples)), self._images.request() as images:
+            await self._fetch(samples, images)
+            prompts = await asyncio.to_thread(self._prepare, samples, images, time.perf_counter())
             scores = await _all([self._score(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)])
         self._observe(samples, scores)
         return scores
@@ -76,12 +94,11 @@ class Scorer:
 
     @contextmanager
     def _admit(self, count: int) -> Iterator[None]:
-        if count > self._max_in_flight:
-            raise InvalidRequest(
-                f"the request has {count} samples, at most {self._max_in_flight} are accepted: split it"
-            )
-        if self.in_flight + count > self._max_in_flight:
-            raise Overloaded(f"{self.in_flight} samples are in flight, at most {self._max_in_flight} may be: retry")
+        limit = self._limits.max_in_flight
+        if count > limit:
+            raise InvalidRequest(f"the request has {count} samples, at most {limit} are accepted: split it")
+        if self.in_flight + count > limit:
+            raise Overloaded(f"{self.in_flight} samples are in flight, at most {limit} may be: retry")
         self._count(count)
         number = next(self._numbers)
         self._accepted[number] = time.monotonic()
@@ -97,36 +114,66 @@ class Scorer:
 
     def _oldest_s(self) -> float:
         """Requests are kept in the order of their arrival."""
-        return time.monotonic() - next(iter(self._accepted.values()), time.monotonic())
+        now = time.monotonic()
+        return now - next(iter(self._accepted.values()), now)
 
-    def _prepare(self, samples: Sequence[Sample], queued: float) -> list[Prompt]:
-        """Runs in a thread. An image that several samples share is decoded once."""
-        self._metrics.stages.labels("queue").observe(time.perf_counter() - queued)
-        decoded: dict[str, LoadedImage] = {}
-        with self._metrics.stages.labels("image").time():
-            return [self._render(sample, decoded) for sample in samples]
-
-    def _render(self, sample: Sample, decoded: dict[str, LoadedImage]) -> Prompt:
-        with _naming(sample.place):
-            for index, text in enumerate(sample.images):
-                if text not in decoded:
+    async def _fetch(self, samples: Sequence[Sample], images: RequestImages) -> None:
+        for sample in samples:
+            with _naming(sample.place):
+                count, limit = len(sample.images), self._limits.max_images
+                if count > limit:
+                    raise TooManyImages(f"the conversation has {count} images, at most {limit} are accepted")
+                for index, source in enumerate(sample.images):
                     with _naming(f"images[{index}]"):
-                        decoded[text] = self._load(text)
-            images = [decoded[text] for text in sample.images]
-            return self._renderer.render(sample.conversation, sample.response, images)
+                        await images.fetch(source)
 
-    def _load(self, text: str) -> LoadedImage:
-        try:
-            image = load_image(decode_base64(text, self._limits), self._limits)
-        except BeholderError as error:
-            self._metrics.images.labels(error.code).inc()
-            raise
-        self._metrics.images.labels("ok").inc()
-        return image
+    def _prepare(self, samples: Sequence[Sample], images: RequestImages, queued: float) -> list[Prompt]:
+        """Runs in a thread."""
+        self._metrics.stages.labels("queue").observe(time.perf_counter() - queued)
+        with self._metrics.stages.labels("image").time():
+            return [self._render(sample, images) for sample in samples]
+
+    def _render(self, sample: Sample, images: RequestImages) -> Prompt:
+        with _naming(sample.place):
+            loaded = []
+            for index, source in enumerate(sample.images):
+                with _naming(f"images[{index}]"):
+                    loaded.append(images.load(source))
+            try:
+                return self._renderer.render(sample.conversation, sample.response, loaded)
+            except CheckpointError as error:
+                raise InvalidRequest(f"the model's chat template does not take this conversation: {error}") from None
 
     async def _score(self, sample: Sample, prompt: Prompt) -> EngineScore:
         with _naming(sample.place), self._metrics.stages.labels("engine").time():
-            return await self._engine.score(prompt)
+            try:
+                return await self._score_prompt(prompt)
+            except PromptTooLong as error:
+                if not self._limits.truncates:
+                    raise
+                return await self._score_shortened(sample, prompt, error)
+
+    async def _score_prompt(self, prompt: Prompt) -> EngineScore:
+        tokens, limit = len(prompt.token_ids), self._engine.max_tokens
+        if tokens > limit:
+            raise PromptTooLong(
+                f"the conversation has {tokens} tokens before its images, at most {limit} are accepted: shorten it",
+                tokens,
+                limit,
+            )
+        return await self._engine.score(prompt)
+
+    async def _score_shortened(self, sample: Sample, prompt: Prompt, error: PromptTooLong) -> EngineScore:
+        """Images are known to be as large only once the engine has expanded them, so this may take several tries."""
+        conversation = sample.conversation
+        for _ in range(ATTEMPTS):
+            conversation = await asyncio.to_thread(shorten, self._renderer, conversation, error)
+            shorter = await asyncio.to_thread(self._renderer.render, conversation, sample.response, prompt.images)
+            try:
+                return replace(await self._score_prompt(shorter), truncated=True)
+            except PromptTooLong as again:
+                error = again
+        raise error
 
 
 @contextmanager
@@ -137,7 +184,7 @@ def _naming(place: str) -> Iterator[None]:
     except (InvalidRequest, ImageError) as error:
         if not place:
             raise
-        raise type(error)(f"{place}: {error}") from None
+        raise error.at(place) from None
 
 
 async def _all(scores: Sequence[Coroutine[Any, Any, EngineScore]]) -> list[EngineScore]:

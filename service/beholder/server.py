@@ -16,8 +16,10 @@ import prometheus_client
 import uvicorn
 from fastapi import FastAPI
 
+from beholder import request_log
 from beholder.app import create_app
 from beholder.checkpoint import read_checkpoint
+from beholder.connection import limited
 from beholder.engine import create_engine
 from beholder.errors import ConfigurationError
 from beholder.lifecycle import Lifecycle
@@ -36,6 +38,7 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    request_log.configure(enabled=settings.log_requests)
     logging.getLogger("vllm").setLevel(logging.DEBUG if settings.log_level == "debug" else logging.WARNING)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     checkpoint = read_checkpoint(settings.checkpoint)
@@ -61,6 +64,7 @@ def make_server(app: FastAPI, settings: Settings) -> "DrainingServer":
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
+        http=limited(settings.max_header_bytes, settings.header_timeout_s),
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )

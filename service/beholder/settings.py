@@ -7,11 +7,11 @@ takes only what changes speed and memory.
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from beholder.checkpoint import Dtype
 from beholder.errors import ConfigurationError
@@ -54,6 +54,17 @@ ENGINE_ARGS: Final[dict[str, frozenset[str]]] = {
 """What engine_args may hold, by engine; "auto" takes those of the engine that it chooses."""
 
 
+def _split(value: object) -> object:
+    """A list as one string: its entries between commas."""
+    if isinstance(value, str):
+        return [entry.strip() for entry in value.split(",") if entry.strip()]
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+
+
 class Settings(BaseSettings):
     """One instance a process; `load_settings` makes it from all sources."""
 
@@ -65,6 +76,13 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_requests: bool = True
+    """One line of JSON on standard error for each request but the probes."""
+    model_names: Names = ()
+    """Names by which requests may ask for the checkpoint in `model`, the first is shown; none takes its folder's."""
+
+    otlp_endpoint: str | None = None
+    """Where traces go, an OTLP/HTTP collector such as http://collector:4318; None makes none."""
 
     engine: Literal["auto", "vllm", "transformers", "fake"] = "auto"
     """auto takes vLLM where it is installed, else transformers; fake has no model and its scores mean nothing."""
@@ -78,10 +96,47 @@ class Settings(BaseSettings):
     verify_files: bool = True
     """Compare every file with its recorded sha256 before the engine loads it."""
 
+    policy_template: str = "chatml"
+    """What templated strings of trainers are in: chatml, llama-3, gemma, mistral, plain (no template), or the path of
+    a Jinja chat template."""
+    overlong: Literal["refuse", "truncate"] = "refuse"
+    """truncate cuts the beginning of the longest text before the response, never the response, and says so."""
+
+    api_keys: Secrets = ()
+    """Accepted keys; with none here and no file everybody is let in. A process list shows flags: prefer the file."""
+    api_keys_file: Path | None = None
+    """Accepted keys, one a line; read again when it changes."""
+    metrics_need_key: bool = False
+    max_concurrent_per_key: int | None = Field(default=None, ge=1)
+    """Requests of one key that may be in flight."""
+    shed_status: Literal[503, 429] = 503
+    """What overload is answered with. verl gives up on a 4xx."""
+
+    image_store: Path | None = None
+    """A folder, which replicas may share, for images sent ahead; None keeps them in memory."""
+    image_store_bytes: int = Field(default=4 * 2**30, ge=1)
+    """New images are refused above this; none is dropped before its time."""
+    image_ttl_s: float = Field(default=6 * 3600, gt=0)
+    """How long an image stays after it was last sent."""
+    image_url_hosts: Names = ()
+    """Hosts that images may be fetched from (`*.example.com` for all below); none turns {"url": ..} off."""
+    image_url_http: bool = False
+    """Fetch from http:// too."""
+    image_url_timeout_s: float = Field(default=10, gt=0)
+    image_url_redirects: int = Field(default=3, ge=0)
+
     max_image_bytes: int = Field(default=LIMITS.max_bytes, ge=1)
     max_image_pixels: int = Field(default=LIMITS.max_pixels, ge=1)
     max_image_aspect: float = Field(default=LIMITS.max_aspect, ge=1)
+    max_image_frames: int = Field(default=LIMITS.max_frames, ge=1)
+    max_pixels_in_flight: int = Field(default=256_000_000, ge=1)
+    """Pixels of decoded images, over all requests; Pillow takes 4 bytes for each."""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
+    body_timeout_s: float = Field(default=60, gt=0)
+    """From a request's headers to the last byte of its body."""
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    header_timeout_s: float = Field(default=10, gt=0)
+    """From a request's first byte, or the connection's beginning, to the end of its headers."""
 
     max_in_flight: int = Field(default=1024, ge=1)
     """Samples accepted and not yet answered; more are refused with `overloaded`."""
@@ -93,7 +148,12 @@ class Settings(BaseSettings):
 
     @property
     def image_limits(self) -> ImageLimits:
-        return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_aspect)
+        return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_aspect, self.max_image_frames)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `model` may be in a request."""
+        return self.model_names or (self.checkpoint.resolve().name, str(self.checkpoint))
 
     @field_validator("port", mode="before")
     @classmethod

@@ -18,7 +18,7 @@ def stand_in(engine: StandInEngine, monkeypatch: pytest.MonkeyPatch) -> StandInE
     return engine
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["rank"], ["score"], ["verify"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["rank"], ["score"], ["verify"], ["adopt"]])
 def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])

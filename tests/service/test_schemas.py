@@ -26,14 +26,14 @@ def refusal(text: str | bytes) -> InvalidRequest:
 def test_a_prompt_is_one_turn_with_its_images_first() -> None:
     item = read({"prompt": "p", "images": ["a", "b"], "response": "r"})
     assert isinstance(item, ScoreItem)
-    assert item.conversation() == (Turn("user", (IMAGE, IMAGE, "p")),)
+    assert item.conversation(2) == (Turn("user", (IMAGE, IMAGE, "p")),)
 
 
 def test_messages_keep_roles_and_the_places_of_images() -> None:
     parts = [{"type": "text", "text": "before"}, {"type": "image"}, {"type": "text", "text": "after"}]
     item = read({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": parts}], "response": "r"})
     assert isinstance(item, ScoreItem)
-    assert item.conversation() == (Turn("system", ("s",)), Turn("user", ("before", IMAGE, "after")))
+    assert item.conversation(1) == (Turn("system", ("s",)), Turn("user", ("before", IMAGE, "after")))
 
 
 def test_items_make_a_batch() -> None:

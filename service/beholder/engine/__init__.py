@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineScore:
-    """`logit` is the raw output of the head; `cached_tokens` of the `prompt_tokens` were not computed again."""
+    """`logit` is the raw output of the head; `cached_tokens` of the `prompt_tokens` were not computed again.
+
+    `from_cache`: the score was known and nothing was computed (an engine that wraps another with a cache says so);
+    `truncated`: the conversation was shortened before.
+    """
 
     logit: float
     prompt_tokens: int
     cached_tokens: int
+    from_cache: bool = False
+    truncated: bool = False
 
 
 class Engine(Protocol):

@@ -55,7 +55,11 @@ class FakeEngine:
     async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
         tokens = len(prompt.token_ids) + TOKENS_AN_IMAGE * len(prompt.images)
         if tokens > self._max_tokens:
-            raise PromptTooLong(f"the conversation has {tokens} tokens, at most {self._max_tokens} are accepted")
+            raise PromptTooLong(
+                f"the conversation has {tokens} tokens, at most {self._max_tokens} are accepted",
+                tokens,
+                self._max_tokens,
+            )
         self._count_down()
         async with self._slots:
             await asyncio.sleep(self._delay_s + self._jitter_s * self._random.random())

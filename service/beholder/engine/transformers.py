@@ -85,7 +85,8 @@ class TransformersEngine:
         model = RewardModel.from_checkpoint(self._checkpoint.folder, dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         longest = min(self._settings.max_model_len, built_for(model.backbone.config))
-        return model, PromptEncoder.from_folder(self._checkpoint.folder, self._image_token_id, longest)
+        backend = self._checkpoint.manifest.processor.get("backend")
+        return model, PromptEncoder.from_folder(self._checkpoint.folder, self._image_token_id, longest, backend=backend)
 
     def _encode(self, prompt: Prompt) -> _Sample:
         if self._encoder is None:

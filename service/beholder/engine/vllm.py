@@ -117,7 +117,9 @@ class VllmEngine:
         if length > self._max_tokens:
             raise PromptTooLong(
                 f"the conversation has {length} tokens with its images, at most {self._max_tokens} are accepted: "
-                "shorten it or serve with a larger max_model_len"
+                "shorten it or serve with a larger max_model_len",
+                length,
+                self._max_tokens,
             )
 
     async def _encode(self, prompt: Prompt, salt: str) -> Any:

@@ -5,7 +5,7 @@ processor, expands each placeholder to as many tokens as the picture takes, and 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beholder.errors import PromptTooLong
+from beholder.errors import CheckpointError, PromptTooLong
 from beholder.images import LoadedImage
 from beholder.lru import ByteBoundedCache
 from beholder.modeling.packing import PADDING, Packed, pack
@@ -63,12 +63,21 @@ class PromptEncoder:
 
     @classmethod
     def from_folder(
-        cls, folder: Path, image_token_id: int | None, max_length: int = 0, cache_bytes: int = 2**30
+        cls,
+        folder: Path,
+        image_token_id: int | None,
+        max_length: int = 0,
+        cache_bytes: int = 2**30,
+        backend: str | None = None,
     ) -> "PromptEncoder":
-        from transformers import AutoProcessor, AutoTokenizer
+        """`backend` ("pil", "torchvision") is what a checkpoint pins; None takes what is installed."""
+        from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
         loader: Any = AutoTokenizer if image_token_id is None else AutoProcessor
         processor = loader.from_pretrained(folder, trust_remote_code=False)
+        if backend is not None:
+            images: Any = AutoImageProcessor
+            processor.image_processor = images.from_pretrained(folder, backend=backend, trust_remote_code=False)
         return cls(processor, image_token_id, max_length, cache_bytes)
 
     @property
@@ -84,6 +93,13 @@ class PromptEncoder:
         backend = "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
         settings = json.loads(image_processor.to_json_string())
         return {"backend": backend, **settings}
+
+    def set_image_options(self, options: Mapping[str, Any]) -> None:
+        """Change settings of the image processor (tiles, sizes), before any image. Raises CheckpointError."""
+        for name, value in options.items():
+            if not hasattr(self._processor.image_processor, name):
+                raise CheckpointError(f"the image processor of this base has no setting {name!r}")
+            setattr(self._processor.image_processor, name, value)
 
     def save(self, folder: Path) -> None:
         """Write processor, tokenizer and chat template as Hugging Face does."""
@@ -102,7 +118,9 @@ class PromptEncoder:
             expanded += next(remaining).token_ids if token_id == self.image_token_id else (token_id,)
         if self.max_length and len(expanded) > self.max_length:
             raise PromptTooLong(
-                f"the conversation has {len(expanded)} tokens with its images, at most {self.max_length} are accepted"
+                f"the conversation has {len(expanded)} tokens with its images, at most {self.max_length} are accepted",
+                len(expanded),
+                self.max_length,
             )
         return expanded
 

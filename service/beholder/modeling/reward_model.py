@@ -66,15 +66,18 @@ class RewardModel(nn.Module):
         pictures: dict[str, Tensor],
     ) -> Tensor:
         """Rewards (responses,), float32, of a batch that `inputs.collate` made."""
+        # Rows of one response each need no mask but padding's, which any architecture takes.
+        packed = len(rows) > len(segments)
         output = self.backbone(
             input_ids=input_ids,
-            attention_mask=attention_mask(segments),
+            attention_mask=attention_mask(segments) if packed else (segments != PADDING).long(),
             position_ids=self._positions(input_ids, segments, offsets, mm_token_type_ids, pictures),
             use_cache=False,
             **pictures,
         )
         last: Tensor = output.last_hidden_state[rows, columns]
-        rewards: Tensor = self.score(last.float()).squeeze(-1)
+        with torch.autocast(last.device.type, enabled=False):
+            rewards: Tensor = self.score(last.float()).squeeze(-1)
         return rewards
 
     def _positions(
@@ -104,7 +107,7 @@ def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) ->
     """
     from transformers import AutoModel
 
-    with _quiet_transformers():  # it would report the heads, which are not the backbone's, as unexpected
+    with quiet_transformers():  # it would report the heads, which are not the backbone's, as unexpected
         backbone, found = AutoModel.from_pretrained(
             folder,
             dtype=dtype,
@@ -119,7 +122,8 @@ def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) ->
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """No warnings of transformers inside the block."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from beholder.problems import problem
+from beholder.routes.answering import refusals
 from beholder.routes.context import Context, context_of
 from beholder.schemas import ModelCard, ModelList, Problem
 
@@ -28,12 +29,12 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ready", "fingerprint": context.checkpoint.fingerprint})
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse, responses=refusals())
 async def metrics(request: Request) -> Response:
     return Response(context_of(request).metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/models", summary="The checkpoint that is served")
+@router.get("/models", summary="The checkpoint that is served", responses=refusals())
 async def models(request: Request) -> ModelList:
     return ModelList(models=[_card(context_of(request))])
 
@@ -41,6 +42,8 @@ async def models(request: Request) -> ModelList:
 def _card(context: Context) -> ModelCard:
     manifest, settings = context.checkpoint.manifest, context.settings
     return ModelCard(
+        id=settings.names[0],
+        names=list(settings.names),
         engine=settings.chosen_engine,
         fingerprint=context.checkpoint.fingerprint,
         base_model=manifest.base_model,

@@ -5,27 +5,79 @@ way through a tree of dictionaries would copy them.
 """
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from beholder.errors import DeadlineExceeded, RequestTooLarge
+from beholder.errors import DeadlineExceeded, InvalidRequest, RequestTimeout, RequestTooLarge
 from beholder.problems import from_validation
 from beholder.routes.context import context_of
+from beholder.schemas import MAX_IMAGES
 
 T = TypeVar("T")
+FORM: Final = "multipart/form-data"
+REQUEST_FIELD: Final = "request"
+IMAGES_FIELD: Final = "images"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A multipart body: the JSON in its field `request`, and the files of its fields `images`."""
+
+    request: str
+    files: list[bytes]
+
+
+def is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
 
 
 async def read_model(request: Request, adapter: TypeAdapter[T]) -> T:
-    """The body as a model. Raises RequestTooLarge, InvalidRequest, InvalidText."""
-    body = await _read_body(request, context_of(request).settings.max_body_bytes)
+    """The body as a model. Raises RequestTooLarge, RequestTimeout, InvalidRequest, InvalidText."""
+    return parse(await read_body(request), adapter)
+
+
+def parse(body: bytes | str, adapter: TypeAdapter[T]) -> T:
+    """Raises InvalidRequest, InvalidText."""
     try:
         return adapter.validate_json(body)
     except ValidationError as error:
         raise from_validation(error) from None
+
+
+async def read_body(request: Request, limit: int | None = None) -> bytes:
+    """All bytes, at most `limit` (or what the settings say). Raises RequestTooLarge, RequestTimeout."""
+    settings = context_of(request).settings
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await _read(request, limit or settings.max_body_bytes)
+    except TimeoutError:
+        raise RequestTimeout(f"the body was not sent within {settings.body_timeout_s:g} s: send it faster") from None
+
+
+async def read_form(request: Request) -> Form:
+    """A multipart body. Raises RequestTooLarge, RequestTimeout, InvalidRequest."""
+    body = await read_body(request)
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(request.headers, chunks(), max_files=MAX_IMAGES, max_fields=1, max_part_size=len(body) + 1)
+    parser.spool_max_size = len(body) + 1  # stays in memory, which holds it anyway
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError, AssertionError) as error:
+        raise InvalidRequest(f"the form cannot be read: {getattr(error, 'message', type(error).__name__)}") from None
+    try:
+        return await _form(form.multi_items())
+    finally:
+        await form.close()
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T], deadline_s: float) -> T:
@@ -48,7 +100,21 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T], deadline_s:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _form(items: list[tuple[str, UploadFile | str]]) -> Form:
+    texts, files = [], []
+    for name, value in items:
+        if name == REQUEST_FIELD:
+            texts.append(value if isinstance(value, str) else (await value.read()).decode("utf-8", "replace"))
+        elif name == IMAGES_FIELD and not isinstance(value, str):
+            files.append(await value.read())
+        else:
+            raise InvalidRequest(f"the form has `{REQUEST_FIELD}` (JSON) and files named `{IMAGES_FIELD}`, no others")
+    if len(texts) != 1:
+        raise InvalidRequest(f"the form needs one field `{REQUEST_FIELD}` with the JSON of a request")
+    return Form(texts[0], files)
+
+
+async def _read(request: Request, limit: int) -> bytes:
     refusal = f"the body is larger than {limit} bytes: send fewer or smaller images"
     if int(request.headers.get("content-length") or 0) > limit:
         raise RequestTooLarge(refusal)

@@ -7,16 +7,18 @@ from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 
 from beholder.engine import EngineScore
-from beholder.problems import MEDIA_TYPE
+from beholder.errors import InvalidRequest
+from beholder.image_sources import ImageSource, Upload
 from beholder.rewards import best_first, normalize, ranks
+from beholder.routes.answering import SCORING, answer, check_model, score_samples
 from beholder.routes.context import Context, context_of
-from beholder.routes.reading import read_model, until_gone
+from beholder.routes.reading import is_form, parse, read_form, read_model
 from beholder.schemas import (
-    Problem,
     RankRequest,
     RankResponse,
     ScoreBatch,
     ScoreItem,
+    ScoreOne,
     ScoreRequest,
     ScoreResponse,
     Usage,
@@ -24,54 +26,54 @@ from beholder.schemas import (
 from beholder.scoring import Sample
 
 router = APIRouter(tags=["scoring"])
-SCORE: Final[TypeAdapter[ScoreItem | ScoreBatch]] = TypeAdapter(ScoreRequest)
+SCORE: Final[TypeAdapter[ScoreOne | ScoreBatch]] = TypeAdapter(ScoreRequest)
 RANK: Final = TypeAdapter(RankRequest)
-PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"description": text, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
-    for status, text in {
-        413: "Body or image too large.",
-        422: "The request cannot be scored; `code` says why.",
-        500: "Internal error; `instance` is its id in the log.",
-        503: "Not ready, or overloaded: retry.",
-        504: "Not answered within the deadline.",
-    }.items()
-}
 
 
-@router.post("/score", response_model=ScoreResponse, responses=PROBLEMS, summary="Reward of one or more responses")
+@router.post("/score", response_model=ScoreResponse, responses=SCORING, summary="Reward of one or more responses")
 async def score(request: Request) -> Response:
     """Scores in the request's order: of one response, or of each of `items`."""
     body = await read_model(request, SCORE)
+    check_model(request, body.model)
     if isinstance(body, ScoreBatch):
         samples = [_sample(item, f"items[{index}]") for index, item in enumerate(body.items)]
     else:
         samples = [_sample(body, "")]
-    context, scores = await _score(request, samples)
-    return _answer(ScoreResponse(**_common(context, scores)))
+    scores = await score_samples(request, samples)
+    return answer(ScoreResponse(**_common(context_of(request), scores)))
 
 
-@router.post("/rank", response_model=RankResponse, responses=PROBLEMS, summary="Rank the responses to one prompt")
+@router.post("/rank", response_model=RankResponse, responses=SCORING, summary="Rank the responses to one prompt")
 async def rank(request: Request) -> Response:
-    """Scores, ranks and order of the `responses`; prompt and images are computed once."""
-    body = await read_model(request, RANK)
-    conversation, images = body.conversation(), tuple(body.images)
+    """Scores, ranks and order of the `responses`; prompt and images are computed once.
+
+    As a form: the JSON in the field `request`, the images as files named `images`.
+    """
+    body, images = await _read_rank(request)
+    check_model(request, body.model)
+    conversation = body.conversation(len(images))
     samples = [
         Sample(conversation, images, response, f"responses[{index}]") for index, response in enumerate(body.responses)
     ]
-    context, scores = await _score(request, samples)
+    scores = await score_samples(request, samples)
     order = best_first([score.logit for score in scores])
-    return _answer(RankResponse(**_common(context, scores), ranks=ranks(order), order=order, best=order[0]))
+    common = _common(context_of(request), scores)
+    return answer(RankResponse(**common, ranks=ranks(order), order=order[: body.top_n], best=order[0]))
+
+
+async def _read_rank(request: Request) -> tuple[RankRequest, tuple[ImageSource, ...]]:
+    if not is_form(request):
+        body = await read_model(request, RANK)
+        return body, body.sources()
+    form = await read_form(request)
+    body = parse(form.request, RANK)
+    if body.images and form.files:
+        raise InvalidRequest("images: give them in `request` or as files, not both")
+    return body, tuple(map(Upload, form.files)) or body.sources()
 
 
 def _sample(item: ScoreItem, place: str) -> Sample:
-    return Sample(item.conversation(), tuple(item.images), item.response, place)
-
-
-async def _score(request: Request, samples: Sequence[Sample]) -> tuple[Context, list[EngineScore]]:
-    context = context_of(request)
-    context.lifecycle.require_accepting()
-    scores = await until_gone(request, context.scorer.score(samples), context.settings.request_deadline_s)
-    return context, scores
+    return Sample(item.conversation(len(item.images)), item.sources(), item.response, place)
 
 
 def _common(context: Context, scores: Sequence[EngineScore]) -> dict[str, Any]:
@@ -84,10 +86,9 @@ def _common(context: Context, scores: Sequence[EngineScore]) -> dict[str, Any]:
     return {
         "scores": logits,
         "normalized": normalize(logits, calibration) if calibration else None,
+        "cached": [score.from_cache for score in scores],
+        "truncated": [score.truncated for score in scores],
+        "model": context.settings.names[0],
         "fingerprint": context.checkpoint.fingerprint,
         "usage": usage,
     }
-
-
-def _answer(answer: ScoreResponse) -> Response:
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

@@ -1,0 +1,60 @@
+"""Whether an image file is whole. Pillow shows a file that breaks off after the last pixel that it needs.
+
+A file that was cut in transit would be scored as an image that nobody sent, so each format's own end must be there.
+Bytes after that end are left alone: cameras write them.
+"""
+
+from typing import Final
+
+PNG: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_OVERHEAD: Final = 12  # length, type, CRC
+_GIF_HEADER: Final = 13
+_GIF_IMAGE, _GIF_EXTENSION, _GIF_END = 0x2C, 0x21, 0x3B
+
+
+def is_whole(data: bytes) -> bool:
+    """False for a PNG, JPEG, WebP or GIF without its end, and for anything else."""
+    if data.startswith(PNG):
+        return _png(data)
+    if data.startswith(b"\xff\xd8"):
+        # Inside the last scan neither marker can occur: a 0xff there is followed by 0x00.
+        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return len(data) >= int.from_bytes(data[4:8], "little") + 8
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return _gif(data)
+    return False
+
+
+def _png(data: bytes) -> bool:
+    position = len(PNG)
+    while position + _PNG_OVERHEAD <= len(data):
+        length = int.from_bytes(data[position : position + 4])
+        kind = data[position + 4 : position + 8]
+        position += length + _PNG_OVERHEAD
+        if kind == b"IEND":
+            return position <= len(data)
+    return False
+
+
+def _gif(data: bytes) -> bool:
+    try:
+        position = _GIF_HEADER + _colours(data[10])
+        while (kind := data[position]) != _GIF_END:
+            if kind == _GIF_IMAGE:
+                position += 11 + _colours(data[position + 9])
+            elif kind == _GIF_EXTENSION:
+                position += 2
+            else:
+                return False
+            while (size := data[position]) != 0:
+                position += size + 1
+            position += 1
+    except IndexError:
+        return False
+    return True
+
+
+def _colours(flags: int) -> int:
+    """Bytes of the colour table that the flags announce."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0

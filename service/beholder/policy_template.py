@@ -1,0 +1,219 @@
+"""Strings that a trainer rendered with its policy's chat template, back to turns and response.
+
+The template is rendered with sentinels in place of texts; what stands between them is looked for in the string. The
+turns found must render to the identical string again, or the string is refused: it is in another template, and would
+be scored as something that nobody wrote.
+
+A template's own marks inside a text cannot be told from real ones. So where a trainer sends the prompt beside the
+whole (OpenRLHF), only the prompt is parsed, and the response is all that follows, whatever it holds. Where it sends
+the whole alone (LLaMA-Factory), a response that forges turns may be read as turns.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from beholder.errors import ConfigurationError, TemplateMismatch
+from beholder.prompts import Role
+
+PLAIN: Final = "plain"
+NAMES: Final = {"chatml": "", "llama-3": "<|begin_of_text|>", "gemma": "<bos>", "mistral": "<s>"}
+"""The templates that come with the service, and how their strings begin."""
+MAX_QUESTIONS: Final = 256
+"""User turns of a string."""
+_SENTINEL: Final = "\ue0f2"
+_MISMATCH: Final = (
+    "the string is not in the template that the service is set to read (policy_template): set the policy's"
+)
+
+Texts = tuple[tuple[Role, str], ...]
+"""Roles and texts of a conversation, which ends with the user."""
+
+
+class PolicyTemplate:
+    """One chat template, of which `prompt` and `exchange` read strings.
+
+    `source` is Jinja; bos_token and eos_token are empty in it unless they are given.
+    Raises ConfigurationError when it cannot be read back.
+    """
+
+    def __init__(self, source: str, bos_token: str = "", eos_token: str = "", name: str = "the template") -> None:
+        self._template = _compile(source, name)
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._as_parts = False
+        self._pieces = lru_cache(maxsize=4 * MAX_QUESTIONS)(self._render_pieces)
+        try:
+            self._begin, self._lead, self._end = self._probe()
+        except _Unreadable:
+            self._as_parts = True  # templates of multimodal models may take lists of parts alone
+            try:
+                self._begin, self._lead, self._end = self._probe()
+            except _Unreadable as error:
+                raise ConfigurationError(f"policy_template: {name}: {error}") from None
+
+    def prompt(self, text: str) -> Texts:
+        """The conversation of a string that ends where the response begins. Raises TemplateMismatch."""
+        if (found := self._find(self._with_bos(text))) is None:
+            raise TemplateMismatch(_MISMATCH)
+        return found[0]
+
+    def response(self, text: str) -> str:
+        """What the policy wrote, without the template's end of the turn, once, at the very end."""
+        text = text.removeprefix(self._lead)
+        for end in (self._end, self._end.rstrip()):
+            if end and text.endswith(end):
+                return text.removesuffix(end)
+        return text
+
+    def exchange(self, text: str) -> tuple[Texts, str]:
+        """The conversation and the response of a string that has both. Raises TemplateMismatch.
+
+        Either the template rendered the response too (verl), or the policy wrote it after the prompt (LLaMA-Factory);
+        a template may do the two differently.
+        """
+        text = self._with_bos(text)
+        if (found := self._find(self._closed(text), answered=True)) is not None:
+            texts, _ = found
+            return texts[:-1], texts[-1][1]
+        if (found := self._find(text, open_end=True)) is None:
+            raise TemplateMismatch(_MISMATCH)
+        texts, position = found
+        return texts, self.response(text[position:])
+
+    def _with_bos(self, text: str) -> str:
+        """Trainers leave it out where the tokenizer puts it."""
+        bos = self._tokens["bos_token"]
+        return text if text.startswith(bos) or not self._begin.startswith(bos) else bos + text
+
+    def _closed(self, text: str) -> str:
+        """With the whole end of the last turn: generation stops in it, or before it at the length limit."""
+        for end in (self._end, self._end.rstrip()):
+            if end and text.endswith(end):
+                return text.removesuffix(end) + self._end
+        return text + self._end
+
+    def _find(self, text: str, *, answered: bool = False, open_end: bool = False) -> tuple[Texts, int] | None:
+        """The conversation with the most turns that renders to `text`, up to the position that is returned too.
+
+        `answered`: it ends with the response. `open_end`: anything may follow it.
+        """
+        found: list[tuple[Texts, int]] = []
+        for questions in range(1, MAX_QUESTIONS + 1):
+            shapes = reversed(_shapes(questions, answered=answered))
+            matches = [self._match(text, roles, open_end=open_end) for roles in shapes]
+            if not any(matches):
+                break
+            found += filter(None, matches)
+        renders = ((texts, end) for texts, end in reversed(found) if self._renders(texts, text[:end]))
+        return next(renders, None)
+
+    def _match(self, text: str, roles: tuple[Role, ...], *, open_end: bool) -> tuple[Texts, int] | None:
+        """The texts between the template's pieces, and where the last piece ends."""
+        try:
+            first, *between, last = self._pieces(roles)
+        except _Unreadable:
+            return None  # this template has no such conversation
+        if not text.startswith(first):
+            return None
+        texts, position = [], len(first)
+        for piece in between:
+            start = text.find(piece, position)
+            if start < 0:
+                return None
+            texts.append(text[position:start])
+            position = start + len(piece)
+        start = text.find(last, position) if open_end else len(text) - len(last)
+        if start < position or not text.startswith(last, start):
+            return None
+        texts.append(text[position:start])
+        return tuple(zip(roles, texts, strict=True)), start + len(last)
+
+    def _renders(self, texts: Texts, expected: str) -> bool:
+        try:
+            return self._render(texts) == expected
+        except _Unreadable:
+            return False
+
+    def _probe(self) -> tuple[str, str, str]:
+        """What begins a string, what stands before a response besides the generation prompt, and what ends it."""
+        begin, generation = self._pieces(("user",))
+        _, middle, end = self._pieces(("user", "assistant"))
+        return begin, middle.removeprefix(generation) if middle.startswith(generation) else "", end
+
+    def _render_pieces(self, roles: tuple[Role, ...]) -> tuple[str, ...]:
+        pieces = self._render([(role, _SENTINEL) for role in roles]).split(_SENTINEL)
+        if len(pieces) != len(roles) + 1 or not all(pieces[1:]):
+            raise _Unreadable("it does not show each text once, with something after it")
+        return tuple(pieces)
+
+    def _render(self, conversation: Sequence[tuple[Role, str]]) -> str:
+        """With the generation prompt where the user has the last word."""
+        generation = conversation[-1][0] == "user"
+        messages: list[dict[str, Any]] = [
+            {"role": role, "content": [{"type": "text", "text": text}] if self._as_parts else text}
+            for role, text in conversation
+        ]
+        try:
+            return str(self._template.render(messages=messages, add_generation_prompt=generation, **self._tokens))
+        except Exception as error:
+            # Chat templates are programs and raise what they like; also to say that they take no system turn.
+            raise _Unreadable(f"it fails: {error}") from None
+
+
+class PlainTemplate(PolicyTemplate):
+    """Strings without a template: the prompt is one user turn."""
+
+    def __init__(self) -> None:
+        pass
+
+    def prompt(self, text: str) -> Texts:
+        return (("user", text),)
+
+    def response(self, text: str) -> str:
+        return text
+
+    def exchange(self, text: str) -> NoReturn:
+        raise TemplateMismatch("without a template nobody knows where the response begins: set policy_template")
+
+
+def open_template(name: str) -> PolicyTemplate:
+    """The template of a name in NAMES, PLAIN, or a file. Raises ConfigurationError."""
+    if name == PLAIN:
+        return PlainTemplate()
+    if name in NAMES:
+        return PolicyTemplate((files("beholder") / "templates" / f"{name}.jinja").read_text(), NAMES[name], name=name)
+    try:
+        return PolicyTemplate(Path(name).read_text(), name=name)
+    except OSError as error:
+        raise ConfigurationError(
+            f"policy_template: {name}: {error.strerror}; choose {', '.join((*NAMES, PLAIN))} or a Jinja file"
+        ) from None
+
+
+class _Unreadable(Exception):
+    """The template cannot show a conversation of this shape."""
+
+
+def _shapes(questions: int, *, answered: bool) -> list[tuple[Role, ...]]:
+    again: tuple[Role, ...] = ("assistant", "user")
+    turns: tuple[Role, ...] = ("user", *again * (questions - 1), *again[: int(answered)])
+    return [turns, ("system", *turns)]
+
+
+def _compile(source: str, name: str) -> Any:
+    """As transformers does it."""
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.globals["raise_exception"] = raise_exception
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise ConfigurationError(f"policy_template: {name}: {error}") from None

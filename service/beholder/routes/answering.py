@@ -1,0 +1,74 @@
+"""What the scoring routes share: score a request's samples, and say in their documentation how they refuse."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+from beholder.engine import EngineScore
+from beholder.errors import ModelNotFound
+from beholder.middleware import LOG_KEY
+from beholder.problems import MEDIA_TYPE
+from beholder.routes.context import context_of
+from beholder.routes.reading import until_gone
+from beholder.schemas import Problem
+from beholder.scoring import Sample
+
+_REFUSALS: Final = {
+    400: "Not a request that can be read.",
+    401: "An API key is needed.",
+    404: "No such model.",
+    405: "Another method is needed.",
+    408: "The request came too slowly.",
+    413: "Body or image too large.",
+    422: "The request cannot be answered; `code` says why.",
+    429: "Overloaded, where the service is set to say it so: retry.",
+    431: "URL and headers are too large.",
+    500: "Internal error; `instance` is its id in the log.",
+    503: "Not ready, or overloaded: retry.",
+    504: "Not answered within the deadline.",
+}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems of a route, for its documentation; those that every route has are added."""
+    chosen = {400, 401, 405, 429, 431, 500, *statuses}
+    return {
+        status: {
+            "description": _REFUSALS[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
+        }
+        for status in sorted(chosen)
+    }
+
+
+SCORING: Final = refusals(404, 408, 413, 422, 503, 504)
+
+
+def check_model(request: Request, name: str | None) -> None:
+    """Raises ModelNotFound unless `name` is left out, or a name of the checkpoint or its fingerprint."""
+    context = context_of(request)
+    names = (*context.settings.names, context.checkpoint.fingerprint)
+    if name is not None and name not in names:
+        raise ModelNotFound(f"no model of this name is served: leave `model` out, or send {names[0]!r}")
+
+
+async def score_samples(request: Request, samples: Sequence[Sample]) -> list[EngineScore]:
+    """The scores, in order; of no samples, none. Raises BeholderError."""
+    context = context_of(request)
+    context.lifecycle.require_accepting()
+    request.scope[LOG_KEY].update(samples=len(samples), images=sum(len(sample.images) for sample in samples))
+    if not samples:
+        return []
+    scores = await until_gone(request, context.scorer.score(samples), context.settings.request_deadline_s)
+    request.scope[LOG_KEY].update(
+        prompt_tokens=sum(score.prompt_tokens for score in scores),
+        cached_tokens=sum(score.cached_tokens for score in scores),
+        from_cache=sum(score.from_cache for score in scores),
+    )
+    return scores
+
+
+def answer(body: BaseModel, *, exclude_none: bool = True) -> Response:
+    return Response(body.model_dump_json(exclude_none=exclude_none), media_type="application/json")

@@ -1,0 +1,122 @@
+"""What OpenRLHF, LLaMA-Factory and slime send to a remote reward function, and what each reads.
+
+Lists have the request's length and order, and an empty list is answered with empty lists: OpenRLHF splits a list of
+one over several URLs.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import TypeAdapter
+
+from beholder import markers
+from beholder.compatibility import (
+    LlamaFactoryRequest,
+    LlamaFactoryResponse,
+    OpenRLHFRequest,
+    OpenRLHFResponse,
+    SlimeRequest,
+    read_chat,
+)
+from beholder.errors import InvalidRequest
+from beholder.policy_template import PolicyTemplate, Texts
+from beholder.rewards import normalize
+from beholder.routes.answering import SCORING, answer, score_samples
+from beholder.routes.context import context_of
+from beholder.routes.reading import read_model
+from beholder.scoring import Sample
+
+router = APIRouter(prefix="/trainers", tags=["trainers"])
+OPENRLHF: Final = TypeAdapter(OpenRLHFRequest)
+LLAMA_FACTORY: Final = TypeAdapter(LlamaFactoryRequest)
+SLIME: Final = TypeAdapter(SlimeRequest)
+
+
+@router.post("/openrlhf", response_model=OpenRLHFResponse, responses=SCORING, summary="OpenRLHF's reward.remote_url")
+async def openrlhf(request: Request) -> Response:
+    """`scores` are `rewards`: raw logits. The response is `query` without `prompts`, whatever is in it."""
+    body = await read_model(request, OPENRLHF)
+    context = context_of(request)
+    samples = await asyncio.to_thread(_openrlhf_samples, context.policy, body)
+    scores = await score_samples(request, samples)
+    rewards = [score.logit for score in scores]
+    logs = {"prompt_tokens": [float(score.prompt_tokens) for score in scores]}
+    if (calibration := context.checkpoint.manifest.calibration) is not None:
+        logs["normalized"] = normalize(rewards, calibration)
+    return answer(OpenRLHFResponse(rewards=rewards, scores=rewards, extra_logs=logs))
+
+
+@router.post(
+    "/llama-factory",
+    response_model=LlamaFactoryResponse,
+    responses=SCORING,
+    summary="LLaMA-Factory's reward_model_type: api",
+)
+async def llama_factory(request: Request) -> Response:
+    """Raw logits. The string alone does not tell a forged turn in a response from a real one."""
+    body = await read_model(request, LLAMA_FACTORY)
+    samples = await asyncio.to_thread(exchanges, [context_of(request).policy], body.messages, "messages")
+    scores = await score_samples(request, samples)
+    return answer(LlamaFactoryResponse(scores=[score.logit for score in scores]))
+
+
+@router.post("/slime", response_model=float | dict[str, float], responses=SCORING, summary="slime's rm_url")
+async def slime(
+    request: Request,
+    reward_key: Annotated[
+        str | None, Query(max_length=64, description="Answer with an object that has the number under this key.")
+    ] = None,
+) -> Response:
+    """The raw logit as a bare number, or an object for slime's --reward-key."""
+    body = await read_model(request, SLIME)
+    policy = context_of(request).policy
+    if isinstance(body.prompt, str):
+        sample = (await asyncio.to_thread(_samples, [body.prompt], [body.response], policy, "prompt"))[0]
+    else:
+        conversation, sources = read_chat(body.prompt)
+        sample = Sample(conversation, sources, policy.response(body.response))
+    (score,) = await score_samples(request, [sample])
+    return JSONResponse(score.logit if reward_key is None else {reward_key: score.logit})
+
+
+def exchanges(templates: Sequence[PolicyTemplate], texts: Sequence[str], field: str) -> list[Sample]:
+    """Samples of strings with prompt and response, each in the first of the templates that it renders in."""
+    samples = []
+    for index, text in enumerate(texts):
+        place = f"{field}[{index}]"
+        conversation, response = _exchange(templates, text, place)
+        turns, sources = markers.conversation(conversation)
+        samples.append(Sample(turns, sources, response, place))
+    return samples
+
+
+def _exchange(templates: Sequence[PolicyTemplate], text: str, place: str) -> tuple[Texts, str]:
+    *others, last = templates
+    for template in others:
+        try:
+            return template.exchange(text)
+        except InvalidRequest:
+            continue
+    try:
+        return last.exchange(text)
+    except InvalidRequest as error:
+        raise error.at(place) from None
+
+
+def _openrlhf_samples(policy: PolicyTemplate, body: OpenRLHFRequest) -> list[Sample]:
+    responses = [query.removeprefix(prompt) for query, prompt in zip(body.query, body.prompts, strict=True)]
+    return _samples(body.prompts, responses, policy, "prompts[{}]")
+
+
+def _samples(prompts: Sequence[str], responses: Sequence[str], policy: PolicyTemplate, place: str) -> list[Sample]:
+    samples = []
+    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        try:
+            turns, sources = markers.conversation(policy.prompt(prompt))
+        except InvalidRequest as error:
+            raise error.at(place.format(index)) from None
+        samples.append(Sample(turns, sources, policy.response(response), place.format(index)))
+    return samples

@@ -1,0 +1,158 @@
+"""Limits of the connection, over a real socket: large and slow headers, slow bodies, and what the log has of it all."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from beholder import request_log
+from beholder.app import create_app
+from beholder.checkpoint import Checkpoint
+from beholder.prompts import PromptRenderer
+from beholder.server import bind, make_server
+from beholder.settings import Settings
+from tests.pictures import png
+from tests.service.stand_in import StandInEngine
+from tests.service.test_server import SCORE, Served
+
+KEY = "s3cret-key"
+
+
+@pytest.fixture
+def served(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> Iterator[Served]:
+    hurried = settings.model_copy(update={"header_timeout_s": 0.5, "body_timeout_s": 0.5, "max_header_bytes": 8192})
+    served = Served(make_server(create_app(hurried, engine, checkpoint, renderer), hurried), bind("127.0.0.1", 0))
+    yield served
+    served.stop()
+
+
+@contextmanager
+def connected(served: Served) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        yield connection
+
+
+def answer(connection: socket.socket) -> bytes:
+    """All until the service closes the connection."""
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def code_of(raw: bytes) -> tuple[int, str]:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["code"]
+
+
+def assert_still_serving(served: Served) -> None:
+    assert httpx.post(f"{served.url}/score", json=SCORE).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 10_000 + b"\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 2_000 + b"\r\n",
+        b"GET /livez?" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Endless: " + b"a" * 10_000,
+    ],
+    ids=["one header", "many headers", "the URL", "a header without end"],
+)
+def test_large_headers_are_refused(served: Served, head: bytes) -> None:
+    with connected(served) as connection:
+        connection.sendall(head)
+        assert code_of(answer(connection)) == (431, "request-header-fields-too-large")
+    assert_still_serving(served)
+
+
+def send_until_cut_off(connection: socket.socket) -> None:
+    connection.sendall(b"GET /livez HTTP/1.1\r\nX-Endless: ")
+    for _ in range(2_000):
+        connection.sendall(b"a" * 1_000)
+        time.sleep(0.001)
+
+
+def test_a_header_without_end_is_cut_off(served: Served) -> None:
+    with connected(served) as connection, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        send_until_cut_off(connection)
+    assert_still_serving(served)
+
+
+def test_slow_headers_are_given_up(served: Served) -> None:
+    started = time.monotonic()
+    with connected(served) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost:")
+        assert code_of(answer(connection)) == (408, "request-timeout")
+    assert time.monotonic() - started < 5
+    assert_still_serving(served)
+
+
+def test_a_silent_connection_is_closed(served: Served) -> None:
+    with connected(served) as connection:
+        assert answer(connection) == b""
+
+
+def test_a_second_request_of_a_connection_is_limited_too(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 10_000)
+        assert code_of(answer(connection)) == (431, "request-header-fields-too-large")
+
+
+def test_a_slow_body_is_given_up_and_the_connection_with_it(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        assert code_of(answer(connection)) == (408, "request-timeout")
+    assert_still_serving(served)
+
+
+def test_what_is_not_http_is_refused(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100))
+        assert code_of(answer(connection)) == (400, "bad-request")
+    assert_still_serving(served)
+
+
+def test_each_request_is_one_line_of_json_without_its_contents(
+    served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = request_log._log
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    level = log.level
+    request_log.configure(enabled=True)
+    try:
+        headers = {"Authorization": f"Bearer {KEY}", "X-Request-ID": "my-id.1"}
+        body = {"prompt": "a private prompt", "images": [png().hex()], "response": "a private response"}
+        refused = httpx.post(f"{served.url}/score?key={KEY}", json=body, headers=headers)
+        answered = httpx.post(f"{served.url}/score", json=SCORE, headers={b"X-Request-ID": b"bad id\xe9"})
+        httpx.get(f"{served.url}/images/{KEY}")
+        httpx.get(f"{served.url}/livez")
+    finally:
+        log.setLevel(level)
+    text = capsys.readouterr().err
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["route"], line["status"], line["code"]) for line in lines] == [
+        ("/score", 422, "invalid-image"),
+        ("/score", 200, ""),
+        ("/images/{sha256}", 405, "method-not-allowed"),
+    ]
+    assert lines[0]["request_id"] == refused.headers["x-request-id"] == refused.json()["request_id"] == "my-id.1"
+    assert lines[1]["request_id"] == answered.headers["x-request-id"]
+    assert len(answered.headers["x-request-id"]) == 32
+    assert (lines[1]["samples"], lines[1]["images"], lines[1]["method"]) == (1, 0, "POST")
+    assert lines[1]["prompt_tokens"] > 0
+    assert KEY not in text
+    assert "private" not in text
+    assert png().hex()[:40] not in text

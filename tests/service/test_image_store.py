@@ -1,0 +1,110 @@
+"""Images sent ahead: what is kept, for how long, and how full the store may be. Both stores keep the same promises."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from beholder.errors import ConfigurationError, ImageStoreFull
+from beholder.image_store import FolderStore, ImageStore, open_store
+
+Open = Callable[[int, float], ImageStore]
+
+
+def name(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
+
+@pytest.fixture(params=["memory", "folder"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    folder = tmp_path / "images" if request.param == "folder" else None
+    return lambda max_bytes, ttl_s: open_store(folder, max_bytes, ttl_s)
+
+
+def test_what_was_put_is_there(opened: Open) -> None:
+    store = opened(100, 60)
+    assert store.get(name(b"a")) is None
+    assert store.put(name(b"a"), b"a")
+    assert not store.put(name(b"a"), b"a")
+    assert store.get(name(b"a")) == b"a"
+
+
+def test_a_full_store_refuses_and_drops_nothing(opened: Open) -> None:
+    store = opened(10, 60)
+    store.put(name(b"x" * 6), b"x" * 6)
+    with pytest.raises(ImageStoreFull):
+        store.put(name(b"y" * 5), b"y" * 5)
+    assert store.get(name(b"x" * 6)) == b"x" * 6
+    assert not store.put(name(b"x" * 6), b"x" * 6)  # needs no more room
+    assert store.put(name(b"z" * 4), b"z" * 4)
+
+
+def test_room_is_made_of_what_has_expired(opened: Open) -> None:
+    store = opened(10, 0.2)
+    store.put(name(b"x" * 6), b"x" * 6)
+    time.sleep(0.3)
+    assert store.get(name(b"x" * 6)) is None
+    assert store.put(name(b"y" * 8), b"y" * 8)
+
+
+def test_sending_again_starts_the_time_anew(opened: Open) -> None:
+    store = opened(10, 0.6)
+    store.put(name(b"x"), b"x")
+    time.sleep(0.4)
+    store.put(name(b"x"), b"x")
+    time.sleep(0.4)
+    assert store.get(name(b"x")) == b"x"
+
+
+def test_many_threads_keep_to_the_limit(opened: Open) -> None:
+    store = opened(500, 60)
+
+    def put(number: int) -> bool:
+        data = str(number).zfill(10).encode()
+        try:
+            return store.put(name(data), data)
+        except ImageStoreFull:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(put, range(100))) == 50
+
+
+def test_replicas_share_a_folder_and_its_limit(tmp_path: Path) -> None:
+    first, second = FolderStore(tmp_path, 10, 60), FolderStore(tmp_path, 10, 60)
+    first.put(name(b"x" * 6), b"x" * 6)
+    assert second.get(name(b"x" * 6)) == b"x" * 6
+    with pytest.raises(ImageStoreFull):
+        second.put(name(b"y" * 6), b"y" * 6)
+    assert FolderStore(tmp_path, 10, 60).get(name(b"x" * 6)) == b"x" * 6  # after a restart
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, 10, 60)
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / ".half").write_bytes(b"x" * 100)
+    (tmp_path / "usage").write_text("garbage")
+    assert store.put(name(b"y" * 8), b"y" * 8)
+    assert not (tmp_path / "ab" / ".half").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"image_store: .*file"):
+        open_store(tmp_path / "file", 10, 60)
+
+
+def test_files_are_whole_when_they_appear(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, 10**8, 60)
+    data = os.urandom(10**6)
+    seen: list[int] = []
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(store.put, name(data), data)
+        while not writing.done():
+            if (found := store.get(name(data))) is not None:
+                seen.append(len(found))
+    assert set(seen) <= {len(data)}

@@ -1,0 +1,145 @@
+"""Every way to send an image scores alike: base64, data URL, form, sent ahead, marker, link."""
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from beholder.checkpoint import Checkpoint
+from beholder.prompts import PromptRenderer
+from beholder.settings import Settings
+from tests.pictures import png
+from tests.service.stand_in import StandInEngine, serving
+from tests.service.test_http import assert_problem
+
+pytestmark = pytest.mark.anyio
+PICTURE = png()
+NAME = hashlib.sha256(PICTURE).hexdigest()
+INLINE = base64.b64encode(PICTURE).decode()
+QUESTION = {"prompt": "Colour?", "responses": ["Red.", "Blue."]}
+
+
+@pytest.fixture
+async def client(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(settings, engine, checkpoint, renderer) as client:
+        yield client
+
+
+async def inline_scores(client: httpx.AsyncClient) -> list[float]:
+    scores: list[float] = (await client.post("/rank", json={**QUESTION, "images": [INLINE]})).json()["scores"]
+    return scores
+
+
+async def test_an_image_sent_ahead_scores_as_one_sent_along(client: httpx.AsyncClient) -> None:
+    first = await client.put(f"/images/{NAME}", content=PICTURE)
+    again = await client.put(f"/images/{NAME}", content=PICTURE)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == {
+        "sha256": NAME,
+        "bytes": len(PICTURE),
+        "width": 64,
+        "height": 64,
+        "expires_in_s": 6 * 3600,
+    }
+    answer = await client.post("/rank", json={**QUESTION, "images": [{"sha256": NAME}]})
+    assert answer.json()["scores"] == await inline_scores(client)
+
+
+async def test_a_form_scores_as_json(client: httpx.AsyncClient) -> None:
+    form = {"data": {"request": json.dumps(QUESTION)}, "files": [("images", ("a.png", PICTURE, "image/png"))]}
+    answer = await client.post("/rank", **form)  # type: ignore[arg-type]
+    assert answer.json()["scores"] == await inline_scores(client)
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "words"),
+    [
+        ({}, [], "form"),
+        ({"request": "{"}, [("images", PICTURE)], "Invalid JSON"),
+        ({"request": json.dumps(QUESTION)}, [("pictures", PICTURE)], "no others"),
+        ({"request": json.dumps({**QUESTION, "images": [INLINE]})}, [("images", PICTURE)], "not both"),
+    ],
+)
+async def test_forms_that_are_refused(
+    client: httpx.AsyncClient, fields: dict[str, str], files: list[tuple[str, bytes]], words: str
+) -> None:
+    files = files or [("images", PICTURE)]
+    response = await client.post("/rank", data=fields, files=files)
+    assert words in assert_problem(response, 422, "invalid-request")["detail"]
+
+
+async def test_a_form_that_is_none_is_refused(client: httpx.AsyncClient) -> None:
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "multipart/form-data; boundary=\u00e9"):
+        headers = {b"content-type": kind.encode("latin-1")}
+        assert_problem(await client.post("/rank", content=b"nonsense", headers=headers), 422, "invalid-request")
+
+
+async def test_an_unknown_reference_has_its_own_code(client: httpx.AsyncClient) -> None:
+    response = await client.post("/rank", json={**QUESTION, "images": [{"sha256": "0" * 64}]})
+    body = assert_problem(response, 422, "image-unknown")
+    assert body["sha256"] == "0" * 64
+    assert body["detail"].startswith("responses[0]: images[0]: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "code"),
+    [
+        ("0" * 64, PICTURE, 422, "image-hash-mismatch"),
+        ("nonsense", PICTURE, 422, "invalid-request"),
+        (NAME.upper(), PICTURE, 422, "invalid-request"),
+        (hashlib.sha256(b"<svg/>").hexdigest(), b"<svg/>", 422, "invalid-image"),
+        (hashlib.sha256(PICTURE[:-20]).hexdigest(), PICTURE[:-20], 422, "invalid-image"),
+        (hashlib.sha256(b"").hexdigest(), b"", 422, "invalid-image"),
+    ],
+)
+async def test_what_is_not_stored(client: httpx.AsyncClient, path: str, content: bytes, status: int, code: str) -> None:
+    assert_problem(await client.put(f"/images/{path}", content=content), status, code)
+
+
+async def test_a_full_store_sheds(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    small = settings.model_copy(update={"image_store_bytes": len(PICTURE) + 1})
+    async with serving(small, engine, checkpoint, renderer) as client:
+        await client.put(f"/images/{NAME}", content=PICTURE)
+        other = png(colour=(1, 2, 3))
+        response = await client.put(f"/images/{hashlib.sha256(other).hexdigest()}", content=other)
+        assert_problem(response, 503, "image-store-full")
+        assert "retry-after" in response.headers
+
+
+async def test_a_shared_folder_outlives_the_service_and_is_not_trusted(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer, tmp_path: Path
+) -> None:
+    shared = settings.model_copy(update={"image_store": tmp_path})
+    async with serving(shared, engine, checkpoint, renderer) as client:
+        await client.put(f"/images/{NAME}", content=PICTURE)
+    body = {**QUESTION, "images": [{"sha256": NAME}]}
+    async with serving(shared, engine, checkpoint, renderer) as client:
+        assert (await client.post("/rank", json=body)).status_code == 200
+        (tmp_path / NAME[:2] / NAME).write_bytes(png(colour=(9, 9, 9)))
+        assert_problem(await client.post("/rank", json=body), 422, "image-unknown")
+
+
+async def test_too_many_images_are_refused_before_they_are_decoded(client: httpx.AsyncClient) -> None:
+    response = await client.post("/rank", json={**QUESTION, "images": ["broken"] * 5})
+    assert_problem(response, 422, "too-many-images")
+
+
+async def test_pixels_in_flight_are_bounded(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    small = settings.model_copy(update={"max_pixels_in_flight": 64 * 64 * 2})
+    others = [base64.b64encode(png(colour=(number, 0, 0))).decode() for number in range(3)]
+    async with serving(small, engine, checkpoint, renderer) as client:
+        for _ in range(5):  # nothing stays counted
+            answer = await client.post("/rank", json={**QUESTION, "images": others[:2]})
+            assert answer.status_code == 200
+            response = await client.post("/rank", json={**QUESTION, "images": others})
+            assert_problem(response, 413, "image-too-large")

@@ -1,0 +1,90 @@
+"""Metrics as a scraper reads them."""
+
+import asyncio
+import base64
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from beholder.checkpoint import Checkpoint
+from beholder.metrics import Metrics
+from beholder.prompts import PromptRenderer
+from beholder.rewards import normalize
+from beholder.settings import Settings
+from tests.pictures import png
+from tests.service.stand_in import StandInEngine, serving
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+
+
+def values(text: str) -> dict[tuple[str, str], float]:
+    """Every sample of the service by its name and its labels' values."""
+    return {
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("beholder_")
+    }
+
+
+@pytest.mark.anyio
+async def test_a_request_moves_every_metric_of_its_way(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    image, responses = base64.b64encode(png()).decode(), ["short", "rather a long one"]
+    async with serving(settings, engine, checkpoint, renderer) as client:
+        before = values((await client.get("/metrics")).text)
+        body = {"prompt": "p", "images": [image], "responses": responses}
+        answer = (await client.post("/rank", json=body)).json()
+        await client.post("/rank", json={**body, "images": ["bm90IGFuIGltYWdl"]})
+        after = values((await client.get("/metrics")).text)
+
+    def change(name: str, labels: str = "") -> float:
+        return after[name, labels] - before.get((name, labels), 0)
+
+    calibration = checkpoint.manifest.calibration
+    assert calibration is not None
+    rewards = normalize(answer["scores"], calibration)
+    assert change("beholder_samples_total") == 2
+    assert change("beholder_request_samples_sum") == 2
+    assert change("beholder_computed_tokens_total") == answer["usage"]["prompt_tokens"]
+    assert change("beholder_images_total", "ok") == 1
+    assert change("beholder_images_total", "invalid-image") == 1
+    assert change("beholder_stage_seconds_count", "queue") == 2
+    assert change("beholder_stage_seconds_count", "engine") == 2
+    assert change("beholder_normalized_reward_count") == 2
+    signed = change("beholder_reward_sum_total", "positive") - change("beholder_reward_sum_total", "negative")
+    assert signed == pytest.approx(sum(rewards))
+    assert change("beholder_response_characters_total") == len("".join(responses))
+    assert after["beholder_oldest_sample_seconds", ""] == 0
+    assert after["beholder_calibrated", ""] == 1
+
+
+@pytest.mark.anyio
+async def test_the_oldest_sample_ages_until_it_is_answered(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    async with serving(settings, engine, checkpoint, renderer) as client:
+        engine.gate.clear()
+        asked = asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": "r"}))
+        await asyncio.sleep(0.2)
+        assert values((await client.get("/metrics")).text)["beholder_oldest_sample_seconds", ""] >= 0.1
+        engine.gate.set()
+        await asked
+        assert values((await client.get("/metrics")).text)["beholder_oldest_sample_seconds", ""] == 0
+
+
+def test_rewards_that_are_not_calibrated_have_no_distribution() -> None:
+    metrics = Metrics()
+    metrics.rewards.observe([-2.0, 3.0], [1, 2], calibrated=False)
+    found = values(metrics.render().decode())
+    assert found["beholder_normalized_reward_count", ""] == 0
+    assert found["beholder_reward_sum_total", "negative"] == 2
+    assert found["beholder_reward_characters_total", "positive"] == 6
+
+
+def test_every_metric_is_documented() -> None:
+    text = DOCUMENT.read_text()
+    names = {family.name for family in Metrics().registry.collect()}
+    assert [name for name in sorted(names) if f"`{name}" not in text] == []
