@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from fastapi import FastAPI
-
-from beholder.openapi import TITLE, add_routes
+from beholder.openapi import render
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "openapi.json"
-
-
-def render() -> str:
-    app = FastAPI(**TITLE)
-    add_routes(app)
-    return json.dumps(app.openapi(), indent=2) + "\n"
-
 
 if __name__ == "__main__":
     PATH.write_text(render())

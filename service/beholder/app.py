@@ -53,6 +53,20 @@ def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, rende
     attach(app, Context(settings, checkpoint, engine, lifecycle, scorer, metrics, images, policy, own_template))
     problems.install(app, settings.shed_status)
     add_routes(app)
+    _lock(app, settings)
+    app.add_middleware(
+        Surroundings,
+        metrics=metrics,
+        lifecycle=lifecycle,
+        fingerprint=checkpoint.fingerprint,
+        max_body_bytes=settings.max_body_bytes_in_flight,
+    )
+    if provider is not None:
+        app.add_middleware(Tracing, provider=provider)
+    return app
+
+
+def _lock(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(
         Gate,
         keys=KeyRing([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file),
@@ -60,10 +74,6 @@ def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, rende
         shed_status=settings.shed_status,
         open_paths=OPEN if settings.metrics_need_key else OPEN | {"/metrics"},
     )
-    app.add_middleware(Surroundings, metrics=metrics, lifecycle=lifecycle, fingerprint=checkpoint.fingerprint)
-    if provider is not None:
-        app.add_middleware(Tracing, provider=provider)
-    return app
 
 
 def _images(settings: Settings, metrics: Metrics) -> ImageLoader:
@@ -78,7 +88,8 @@ def _images(settings: Settings, metrics: Metrics) -> ImageLoader:
         )
         fetcher = UrlFetcher(policy)
     store = open_store(settings.image_store, settings.image_store_bytes, settings.image_ttl_s)
-    return ImageLoader(settings.image_limits, store, fetcher, PixelBudget(settings.max_pixels_in_flight), metrics)
+    budget = PixelBudget(settings.max_pixels_in_flight)
+    return ImageLoader(settings.image_limits, store, fetcher, settings.max_body_bytes, budget, metrics)
 
 
 def _own_template(renderer: PromptRenderer) -> PolicyTemplate | None:

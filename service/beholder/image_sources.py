@@ -87,11 +87,12 @@ class PixelBudget:
 
 @dataclass(frozen=True)
 class ImageLoader:
-    """What loading needs, for one process. `fetcher` is None where URLs are off."""
+    """What loading needs, for one process. `fetcher` is None where URLs are off; `max_fetched` bytes a request."""
 
     limits: ImageLimits
     store: ImageStore
     fetcher: UrlFetcher | None
+    max_fetched: int
     budget: PixelBudget
     metrics: Metrics
 
@@ -118,7 +119,10 @@ class RequestImages:
         if self.loader.fetcher is None:
             raise ImageUrlRefused("image URLs are switched off here: send the image itself, or PUT it and its sha256")
         with self._counting():
-            self._fetched[source.url] = await self.loader.fetcher.fetch(source.url)
+            data = await self.loader.fetcher.fetch(source.url)
+            if sum(map(len, self._fetched.values())) + len(data) > self.loader.max_fetched:
+                raise ImageTooLarge(f"the request's links lead to more than {self.loader.max_fetched} bytes: split it")
+            self._fetched[source.url] = data
 
     def load(self, source: ImageSource) -> LoadedImage:
         """The picture. Raises ImageError, Overloaded."""

@@ -3,11 +3,14 @@
 import re
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from beholder.errors import Overloaded
 from beholder.lifecycle import Lifecycle
 from beholder.metrics import Metrics
 from beholder.problems import CODE_KEY, ID_KEY, internal_problem
@@ -23,8 +26,11 @@ _ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 class Surroundings:
     """Plain ASGI: Starlette's function middleware would copy bodies through a queue."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, fingerprint: str) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, fingerprint: str, max_body_bytes: int
+    ) -> None:
         self._app = app
+        self._bodies = _Bodies(max_body_bytes)
         self._metrics = metrics
         self._lifecycle = lifecycle
         self._fingerprint = fingerprint
@@ -51,7 +57,8 @@ class Surroundings:
             await send(message)
 
         try:
-            await self._app(scope, receive, watched_send)
+            with self._bodies.counting(receive) as counted_receive:
+                await self._app(scope, counted_receive, watched_send)
         except Exception as error:
             if status:
                 raise
@@ -72,6 +79,34 @@ class Surroundings:
             request_id=scope[ID_KEY],
             **scope[LOG_KEY],
         )
+
+
+class _Bodies:
+    """Bytes of the bodies of all requests that are being answered."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+
+    @contextmanager
+    def counting(self, receive: Receive) -> Iterator[Receive]:
+        """`receive` for one request, whose bytes count until the end of the block; it raises Overloaded."""
+        own = 0
+
+        async def counted() -> Message:
+            nonlocal own
+            message = await receive()
+            size = len(message.get("body", b""))
+            own += size
+            self._held += size
+            if self._held > self._limit:
+                raise Overloaded(f"the bodies in flight have more than {self._limit} bytes: retry")
+            return message
+
+        try:
+            yield counted
+        finally:
+            self._held -= own
 
 
 def _request_id(scope: Scope) -> str:

@@ -106,6 +106,8 @@ class PolicyTemplate:
             if not any(matches):
                 break
             found += filter(None, matches)
+        else:
+            return None  # there may be more turns, which would be taken for text
         renders = ((texts, end) for texts, end in reversed(found) if self._renders(texts, text[:end]))
         return next(renders, None)
 

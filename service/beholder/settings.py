@@ -61,6 +61,11 @@ def _split(value: object) -> object:
     return value
 
 
+def _number(value: object) -> object:
+    """A variable's or a flag's digits; Literal does not read them."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
@@ -109,7 +114,7 @@ class Settings(BaseSettings):
     metrics_need_key: bool = False
     max_concurrent_per_key: int | None = Field(default=None, ge=1)
     """Requests of one key that may be in flight."""
-    shed_status: Literal[503, 429] = 503
+    shed_status: Annotated[Literal[503, 429], BeforeValidator(_number)] = 503
     """What overload is answered with. verl gives up on a 4xx."""
 
     image_store: Path | None = None
@@ -132,6 +137,8 @@ class Settings(BaseSettings):
     max_pixels_in_flight: int = Field(default=256_000_000, ge=1)
     """Pixels of decoded images, over all requests; Pillow takes 4 bytes for each."""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
+    max_body_bytes_in_flight: int = Field(default=2 * 2**30, ge=1)
+    """Of all requests together; more are refused with `overloaded`."""
     body_timeout_s: float = Field(default=60, gt=0)
     """From a request's headers to the last byte of its body."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)

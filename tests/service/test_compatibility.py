@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,8 @@ from pydantic import SecretStr
 
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
-from beholder.policy_template import NAMES, open_template
+from beholder.errors import TemplateMismatch
+from beholder.policy_template import MAX_QUESTIONS, NAMES, open_template
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
 from beholder.settings import Settings
@@ -247,6 +249,23 @@ async def test_refusals_hold_neither_scores_nor_rewards(
     client: httpx.AsyncClient, path: str, body: dict[str, Any], code: str
 ) -> None:
     assert_problem(await client.post(path, json=body), 422, code)
+
+
+def test_strings_with_more_turns_than_are_read_are_refused_in_time() -> None:
+    template = open_template("chatml")
+    turn = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    last = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    assert len(template.prompt(turn * (MAX_QUESTIONS - 2) + last)) == 2 * MAX_QUESTIONS - 3
+    started = time.monotonic()
+    for text in (
+        turn * MAX_QUESTIONS + last,
+        turn * 20_000 + last,
+        last + turn * 20_000,
+        "<|im_start|>user\n" * 60_000,
+    ):
+        with pytest.raises(TemplateMismatch):
+            template.prompt(text)
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(

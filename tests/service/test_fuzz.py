@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,23 @@ def map_path_parameters(context: Any, path_parameters: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def url(checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[str]:
-    if running := os.environ.get("BEHOLDER_FUZZ_URL"):
-        yield running
+    with running(checkpoint, renderer) as url:
+        yield url
+    print(f"\n{sum(statuses.values())} requests: {json.dumps(dict(statuses.most_common()))}")
+
+
+@contextmanager
+def running(checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[str]:
+    if url := os.environ.get("BEHOLDER_FUZZ_URL"):
+        yield url
         return
     chosen = Settings(checkpoint=checkpoint.folder, engine="fake", drain_delay_s=0)
     app = create_app(chosen, FakeEngine(chosen, checkpoint), checkpoint, renderer)
     served = Served(make_server(app, chosen), bind("127.0.0.1", 0))
-    yield served.url
-    served.stop()
-    print(f"\n{sum(statuses.values())} requests: {json.dumps(dict(statuses.most_common()))}")
+    try:
+        yield served.url
+    finally:
+        served.stop()
 
 
 schema = schemathesis.openapi.from_path(Path(__file__).parents[2] / "docs" / "openapi.json")

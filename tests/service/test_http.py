@@ -158,6 +158,21 @@ async def test_bodies_are_bounded(
         assert_problem(await client.post("/score", json=large_image), 413, "image-too-large")
 
 
+async def test_bodies_in_flight_are_bounded(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    small = settings.model_copy(update={"max_body_bytes_in_flight": 1500})
+    body = {"prompt": "p", "response": "r" * 1000}
+    async with serving(small, engine, checkpoint, renderer) as client:
+        engine.gate.clear()
+        first = asyncio.ensure_future(client.post("/score", json=body))
+        await until(lambda: engine.active == 1)
+        assert_problem(await client.post("/score", json=body), 503, "overloaded")
+        engine.gate.set()
+        assert (await first).status_code == 200
+        assert (await client.post("/score", json=body)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [

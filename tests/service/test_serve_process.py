@@ -1,6 +1,7 @@
 """`beholder serve` as a process of its own, with vLLM: what operators meet."""
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -126,6 +127,19 @@ def test_a_broken_image_is_refused_with_its_place(service: Service, golden_image
     response = httpx.post(f"{service.url}/score", json=body)
     assert (response.status_code, response.json()["code"]) == (422, "invalid-image")
     assert response.json()["detail"].startswith("images[0]: ")
+
+
+def test_an_image_marker_from_openrlhf_scores_as_score_does(service: Service, golden_image: Path) -> None:
+    data = golden_image.read_bytes()
+    name = hashlib.sha256(data).hexdigest()
+    assert httpx.put(f"{service.url}/images/{name}", content=data).status_code in (200, 201)
+    prompt = f"<|im_start|>user\n<image:sha256:{name}>What is this?<|im_end|>\n<|im_start|>assistant\n"
+    queries = [f"{prompt}{response}<|im_end|>" for response in RESPONSES]
+    body = {"query": queries, "prompts": [prompt] * len(queries), "labels": [None] * len(queries)}
+    rewards = httpx.post(f"{service.url}/trainers/openrlhf", json=body, timeout=60).json()["rewards"]
+    with RewardClient(service.url) as client:
+        scores = client.rank("What is this?", [golden_image], RESPONSES).scores
+    assert rewards == pytest.approx(scores, abs=1e-4)
 
 
 def test_the_command_line_ranks_over_http(

@@ -45,6 +45,7 @@ def test_engine_args_that_decide_a_score_are_refused(name: str) -> None:
         ({"checkpoint": "x", "port": "many"}, "port: .*integer"),
         ({"checkpoint": "x", "port": "70000"}, "port: .*less than or equal to 65535"),
         ({"checkpoint": "x", "engine": "tgi"}, "engine: .*'auto', 'vllm'"),
+        ({"checkpoint": "x", "shed_status": "500"}, "shed_status: .*503 or 429"),
         ({"checkpoint": "x", "prot": 1}, "prot: Extra inputs are not permitted"),
         ({"checkpoint": "x", "port": "tcp://10.0.0.1:8000"}, "service link: set enableServiceLinks"),
     ],
@@ -52,6 +53,14 @@ def test_engine_args_that_decide_a_score_are_refused(name: str) -> None:
 def test_wrong_values_are_named(flags: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load_settings(flags)
+
+
+def test_lists_and_statuses_come_from_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHOLDER_IMAGE_URL_HOSTS", "a.example, *.b.example")
+    settings = load_settings({"checkpoint": "runs/reward/", "shed_status": "429", "model_names": "one"})
+    assert settings.image_url_hosts == ("a.example", "*.b.example")
+    assert (settings.shed_status, settings.names) == (429, ("one",))
+    assert load_settings({"checkpoint": "runs/reward/"}).names == ("reward", "runs/reward")
 
 
 def test_a_variable_that_is_not_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,12 @@ from beholder_training import worlds
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
 CHATML = (
-    "{%- for message in messages -%}<|im_start|>{{ message['role'] }}\n"
+    "{%- for message in messages -%}<|im_start|>{{ message['role'] + '\n' }}"
     "{%- if message['content'] is string -%}{{ message['content'] }}"
     "{%- else -%}{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- else -%}IMAGE{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}<|im_end|>\n{% endfor -%}"
-    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+    "{%- endfor -%}{%- endif -%}{{ '<|im_end|>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
 QWEN_TOKENS = {"image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>", "video": "<|video_pad|>"}
 INTERNVL_TOKENS = {"image": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>", "video": "<video>"}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from beholder.errors import CheckpointError
 from beholder.modeling.architectures import Architecture, architecture_of
@@ -76,9 +77,13 @@ class RewardModel(nn.Module):
             **pictures,
         )
         last: Tensor = output.last_hidden_state[rows, columns]
+        return self._head(last)
+
+    def _head(self, last: Tensor) -> Tensor:
+        """(responses, hidden) -> (responses,), in float32 under autocast and under sharding in bf16 too."""
         with torch.autocast(last.device.type, enabled=False):
-            rewards: Tensor = self.score(last.float()).squeeze(-1)
-        return rewards
+            rewards = linear(last.float(), *[parameter.float() for parameter in self.score.parameters()])
+        return rewards.squeeze(-1)
 
     def _positions(
         self, input_ids: Tensor, segments: Tensor, offsets: Tensor, types: Tensor, pictures: dict[str, Tensor]

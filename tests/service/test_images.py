@@ -1,0 +1,89 @@
+"""Files to pixels, as training and serving both read them."""
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from beholder.errors import ImageTooLarge
+from beholder.images import ImageLimits, load_image
+from tests.pictures import encode
+
+RED, WHITE, HALF_RED = (255, 0, 0), (255, 255, 255), (255, 127, 127)
+
+
+def pixel(data: bytes, place: tuple[int, int] = (0, 0)) -> Any:
+    image = load_image(data).pixels
+    assert image.mode == "RGB"
+    return image.getpixel(place)
+
+
+def palette(transparent: bool) -> bytes:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0] + [0] * 762)
+    return encode(image, "PNG", **({"transparency": 1} if transparent else {}))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(Image.new("RGB", (4, 4), RED), "PNG"), RED),
+        (encode(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "PNG"), WHITE),
+        (encode(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "PNG"), HALF_RED),
+        (encode(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "WEBP", lossless=True, exact=True), WHITE),
+        (encode(Image.new("LA", (4, 4), (0, 0)), "PNG"), WHITE),
+        (encode(Image.new("L", (4, 4), 77), "PNG"), (77, 77, 77)),
+        (encode(Image.new("1", (4, 4), 1), "PNG"), WHITE),
+        (encode(Image.new("I;16", (4, 4), 77 * 256 + 5), "PNG"), (77, 77, 77)),
+        (encode(Image.new("I;16", (4, 4), 65_535), "PNG"), WHITE),
+        (palette(False), RED),
+        (palette(True), WHITE),
+        (encode(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG", quality=100), RED),
+    ],
+    ids=[
+        "rgb",
+        "clear",
+        "half",
+        "webp",
+        "grey+alpha",
+        "grey",
+        "1 bit",
+        "16 bit",
+        "16 bit max",
+        "palette",
+        "key",
+        "cmyk",
+    ],
+)
+def test_every_kind_of_pixel_becomes_rgb(data: bytes, expected: tuple[int, int, int]) -> None:
+    assert pixel(data) == pytest.approx(expected, abs=2)
+
+
+def test_a_turned_photograph_is_turned_back() -> None:
+    image = Image.new("RGB", (40, 20), RED)
+    image.paste((0, 0, 255), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    data = encode(image, "PNG", exif=exif)
+    assert load_image(data).pixels.size == (20, 40)
+    assert (pixel(data), pixel(data, (0, 39))) == ((0, 0, 255), RED)
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 255, 0), (0, 0, 255))]
+    for form in ("GIF", "WEBP", "PNG"):
+        data = encode(
+            frames[0], form, save_all=True, append_images=frames[1:], **({"lossless": True} if form == "WEBP" else {})
+        )
+        with Image.open(io.BytesIO(data)) as opened:
+            assert getattr(opened, "n_frames", 1) == 3
+        assert pixel(data) == RED
+        with pytest.raises(ImageTooLarge, match="3 frames"):
+            load_image(data, ImageLimits(max_frames=2))
+
+
+def test_pixels_are_announced_before_they_are_decoded() -> None:
+    announced: list[int] = []
+    load_image(encode(Image.new("RGB", (7, 3)), "PNG"), admit=announced.append)
+    assert announced == [21]
