@@ -65,3 +65,9 @@ def test_only_weightings_that_read_the_proxy_have_one() -> None:
         return TrainingConfig("b", Path("o"), [Path("t")], [Path("v")], algorithm=algorithm).needs_proxy
 
     assert [needs(name) for name in ("standard", "constant", "sfc", "sfc_shuffled")] == [False, False, True, True]
+
+
+def test_an_epoch_ends_with_the_last_record() -> None:
+    run = TrainingConfig("b", Path("o"), [Path("t")], [Path("v")], batch_prompts=8, accumulation=2)
+    assert [run.main_steps(records) for records in (1, 16, 17)] == [1, 1, 2]
+    assert run.main_steps(17, processes=2) == 1

@@ -46,3 +46,17 @@ def test_a_sharded_run_resumes(drive: Drive) -> None:
     assert resumed.status == 0, resumed.error
     for ours, theirs in zip(resumed.losses, whole.losses[-len(resumed.losses) :], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sharded_bf16_with_adapters_and_checkpointing_stays_near_float32(drive: Drive) -> None:
+    """What the ready configurations set, together; the export is merged and verified by its golden scores."""
+    settings = ["steps=3", "algorithm=sfc", "freeze_vision=true", "lora_rank=4"]
+    one = drive("one", *settings, "batch_prompts=8")
+    more = ["fsdp=true", "bf16=true", "gradient_checkpointing=true", "workers=1", "batch_prompts=4"]
+    sharded = drive("sharded", *settings, *more, ranks=2)
+    assert sharded.status == 0, sharded.error
+    for ours, theirs in zip(sharded.losses, one.losses, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.05)
+    assert read_checkpoint(drive.folder / "sharded").golden()

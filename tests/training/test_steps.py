@@ -1,10 +1,12 @@
 """An optimiser step is the same however it is split: by accumulation, by tokens, packed or padded."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from beholder.errors import PromptTooLong
 from beholder_training.batching import Collator, Item, micro_batch, split, spread
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records, with_pairs
@@ -86,3 +88,14 @@ def test_spread_gives_every_process_as_many_forwards_and_no_pair_twice(items: li
     parts = spread(split(items[:2], prompts=4), 3)
     assert len(parts) == 3
     assert [len(part[0].pairs) for part in parts] == [3, 3, 0]
+
+
+def test_items_travel_from_a_loaders_workers(items: list[Item]) -> None:
+    copy = pickle.loads(pickle.dumps(items[0]))
+    assert (copy.name, copy.pairs, copy.length) == (items[0].name, items[0].pairs, items[0].length)
+
+
+def test_a_record_that_cannot_be_encoded_is_named(tiny_base: Path, records: list[Record]) -> None:
+    main = Branch.from_base(str(tiny_base), max_length=8)
+    with pytest.raises(PromptTooLong, match=r"train\.jsonl:1: the conversation has \d+ tokens"):
+        Collator(main, None)([(0, records[0])])

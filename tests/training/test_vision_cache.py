@@ -1,6 +1,7 @@
 """Cached features of a frozen tower change no loss, are used, and stay within their bound."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,9 @@ from beholder.modeling.architectures import ARCHITECTURES
 from beholder_training.bases import make_base
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records, with_pairs
+from beholder_training.pipeline import make_branches
+from beholder_training.runs import train
+from beholder_training.trainer import RewardTrainer
 from beholder_training.vision_cache import VisionCache
 from tests.training.runs import config, losses
 
@@ -47,7 +51,26 @@ def test_a_picture_is_encoded_once_and_the_bound_holds(tiny_base: Path, records:
     assert rewards(branch, cache, records[:3]) == pytest.approx(plain, abs=1e-5)
     assert (cache.hits, cache.misses) == (2, 3)
 
+    cache.remove()
     small = VisionCache(branch.model.vision, 1)
     assert rewards(branch, small, records[:2]) == pytest.approx(plain[:8], abs=1e-5)
     assert rewards(branch, small, records[:2]) == pytest.approx(plain[:8], abs=1e-5)
     assert (small.hits, small.misses) == (0, 4)
+
+
+def test_a_blank_image_is_encoded_once_a_run(tiny_base: Path, tmp_path: Path, records: list[Record]) -> None:
+    frozen = {"algorithm": "sfc", "proxy_input": "blank_image", "freeze_vision": True}
+    seen: list[int] = []
+
+    class Watched(RewardTrainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            assert self.vision_caches[1] is not None
+            seen.append(self.vision_caches[1].misses)
+            return loss
+
+    run = config(tiny_base, tmp_path / "out", **frozen)
+    main, proxy = make_branches(run)
+    train(run, records, main, proxy, Watched)
+    assert seen == [1, 1, 1, 1]
+    assert "forward" not in vars(proxy.model.vision if proxy else main)

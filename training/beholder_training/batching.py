@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from beholder.errors import BeholderError
 from beholder.modeling.inputs import EncodedGroup
 from beholder_training.branch import Branch
 from beholder_training.data import Record
@@ -53,8 +54,12 @@ class Collator:
         return {"items": [self.item(index, record) for index, record in step]}
 
     def item(self, index: int, record: Record) -> Item:
+        """Raises a BeholderError that names the record when it cannot be encoded."""
+        try:
+            main, proxy = self.main.encode(record), self.proxy.encode(record) if self.proxy else []
+        except BeholderError as error:
+            raise error.at(record.where) from None
         pairs = record.pairs()
-        main = self.main.encode(record)
         keys = [str(path) for path in record.images] if self.main.sees_images else []
         return Item(
             index,
@@ -63,7 +68,7 @@ class Collator:
             tuple(record.qualities[chosen] - record.qualities[rejected] for chosen, rejected in pairs),
             len(record.responses),
             main,
-            self.proxy.encode(record) if self.proxy else [],
+            proxy,
             keys * len(main),
         )
 
@@ -134,10 +139,15 @@ class MicroBatch:
     owners: list[int]
 
     @property
-    def pixel_rows(self) -> list[int]:
-        """Rows of pixel_values of each picture of `main`, in order."""
-        groups = (group for item in self.items for group in item.main)
-        return [len(picture.tensors["pixel_values"]) for group in groups for picture in group.pictures]
+    def main_pictures(self) -> tuple[list[str], list[int]]:
+        """A key for each picture of `main`, and its rows of pixel_values, in order."""
+        return [key for item in self.items for key in item.keys], _pixel_rows([item.main for item in self.items])
+
+    @property
+    def proxy_pictures(self) -> tuple[list[str], list[int]]:
+        """The same for a proxy whose pictures are all the one blank image."""
+        rows = _pixel_rows([item.proxy for item in self.items])
+        return ["blank"] * len(rows), rows
 
     def names(self, wrong: torch.Tensor) -> str:
         """The records whose pairs are marked in `wrong` (pairs,), or all of them when none is."""
@@ -162,3 +172,8 @@ def micro_batch(items: list[Item], main: Branch, proxy: Branch | None) -> MicroB
         torch.tensor(ids, dtype=torch.long),
         [number for number, item in enumerate(items) for _ in item.pairs],
     )
+
+
+def _pixel_rows(prompts: Sequence[Sequence[EncodedGroup]]) -> list[int]:
+    groups = (group for groups in prompts for group in groups)
+    return [len(picture.tensors["pixel_values"]) for group in groups for picture in group.pictures]

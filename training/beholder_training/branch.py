@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from beholder.checkpoint import read_checkpoint
@@ -75,7 +76,8 @@ class Branch:
         conversation = single_turn(record.prompt, len(images))
         prompts = [self.renderer.render(conversation, response, images) for response in record.responses]
         groups = [self.encoder.encode(rows) for rows in ([prompts] if self.packed else [[each] for each in prompts])]
-        self._encoded.put(key, groups, sum(group.bytes for group in groups))
+        if get_worker_info() is None:  # a loader's workers would each keep their own
+            self._encoded.put(key, groups, sum(group.bytes for group in groups))
         return groups
 
     def _images(self, record: Record) -> list[LoadedImage]:

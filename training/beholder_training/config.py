@@ -1,5 +1,6 @@
 """The settings of a training run: dataclasses that check themselves, from YAML and flags."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -25,6 +26,7 @@ class TrainingConfig:
         and accuracy. train_weights: how often each file is seen in an epoch, one number a file; empty is once each.
     image_root: folder of the images' paths, by default each file's own; image_cache: where embedded images are kept.
     bad_records: what training does about records that `check-data` reports.
+    check_images: decode every image and measure every sequence before the first step, as `check-data` does.
     algorithm: how pairs are weighted, a key of losses.WEIGHTINGS; exponent: of the weight; 0 is standard.
     pair_loss: a key of losses.PAIR_LOSSES; gap_strength, gap_rate: how much the rating gap changes it.
     label_smoothing: probability that a label is wrong; centring: weight of the penalty that keeps rewards near 0.
@@ -54,6 +56,7 @@ class TrainingConfig:
     image_root: Path | None = None
     image_cache: Path | None = None
     bad_records: BadRecords = "fail"
+    check_images: bool = True
     algorithm: str = "proxy_balanced"
     exponent: float = 1.0
     pair_loss: str = "bradley_terry"
@@ -130,8 +133,8 @@ class TrainingConfig:
         return self.batch_prompts * self.accumulation
 
     def main_steps(self, records: int, processes: int = 1) -> int:
-        """Optimiser steps of the main branch: as set, or what the epochs over so many records take."""
-        return self.steps or max(round(self.epochs * records / (self.step_prompts * processes)), 1)
+        """Optimiser steps of the main branch: as set, or what the epochs over so many records take, rounded up."""
+        return self.steps or math.ceil(self.epochs * records / (self.step_prompts * processes))
 
     def proxy_warmup(self, total_steps: int) -> int:
         """Warm-up steps of the proxy: as set, by default a tenth of the run for proxy-balanced, else none."""

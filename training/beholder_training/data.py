@@ -49,10 +49,12 @@ class ImagePlaces:
 BESIDE = ImagePlaces()
 
 
-def read_records(files: Sequence[Path], image_root: Path | None = None) -> list[Record]:
+def read_records(
+    files: Sequence[Path], image_root: Path | None = None, image_cache: Path | None = None
+) -> list[Record]:
     """All records of `files`. Raises DataError at the first that cannot be used."""
     records = []
-    for record, problems in scan(files, ImagePlaces(image_root)):
+    for record, problems in scan(files, ImagePlaces(image_root, image_cache)):
         if record is None:
             raise DataError(f"{problems[0].where}: {problems[0].message}")
         records.append(record)

@@ -17,7 +17,7 @@ from beholder_training.data import ImagePlaces, Record, fingerprint, read_record
 from beholder_training.evaluation import estimate, pair_outcomes
 from beholder_training.export import export
 from beholder_training.probe import choose_packing
-from beholder_training.runs import remove_checkpoints, train
+from beholder_training.runs import latest_checkpoint, remove_checkpoints, train
 
 
 def run_training(config: TrainingConfig) -> tuple[Checkpoint, Branch]:
@@ -35,6 +35,7 @@ def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None
     """
     if config.output.exists():
         raise CheckpointError(f"{config.output} exists already: choose another --output or remove it")
+    latest_checkpoint(config)  # refuses another run's before any work
     set_seed(config.seed)
     main, proxy = make_branches(config)
     records, held_out = training_records(config, main), held_out_records(config)
@@ -90,7 +91,8 @@ def training_records(config: TrainingConfig, main: Branch) -> list[Record]:
 
 def check(config: TrainingConfig, files: Sequence[Path], more: Sequence[Examine] = ()) -> Checked:
     """Read `files` whole; bad records end the run or are counted, as configured."""
-    checked = check_files(files, ImagePlaces(config.image_root, config.image_cache), [PictureCheck(), *more])
+    examine: list[Examine] = [PictureCheck(), *more] if config.check_images else []
+    checked = check_files(files, ImagePlaces(config.image_root, config.image_cache), examine)
     if checked.problems:
         if config.bad_records == "fail":
             checked.require_good()
@@ -102,7 +104,7 @@ def held_out_records(config: TrainingConfig) -> list[Record]:
     """Records to evaluate and calibrate on, by the same rule for bad ones."""
     if config.bad_records == "skip":
         return with_pairs(check(config, config.validation).records)
-    return with_pairs(read_records(config.validation, config.image_root))
+    return with_pairs(read_records(config.validation, config.image_root, config.image_cache))
 
 
 def choose_forward(config: TrainingConfig, main: Branch, proxy: Branch | None, records: Sequence[Record]) -> None:

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from beholder.errors import CheckpointError
+from beholder.modeling.reward_model import RewardModel
 from beholder_training.adapters import add_adapters, merge_adapters
 from beholder_training.branch import Branch
 from beholder_training.config import TrainingConfig
@@ -25,6 +26,7 @@ from beholder_training.vision_cache import VisionCache
 SETTINGS = "run.yaml"
 COMPLETE = "trainer_state.json"  # the Trainer writes it last
 KEPT = 2  # checkpoints at a time
+BLANK_CACHE_BYTES = 2**28
 
 
 def train(
@@ -53,6 +55,8 @@ def train(
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     finally:
         trainer.stopper.restore()
+        for cache in filter(None, trainer.vision_caches):
+            cache.remove()
         _remove_if_empty(scratch)
     if trainer.state.global_step < trainer.state.max_steps:
         write_settings(config, trainer.is_world_process_zero())
@@ -66,28 +70,28 @@ def train(
 
 def unwrap(trainer: RewardTrainer, config: TrainingConfig, main: Branch, proxy: Branch | None) -> None:
     """Whole, merged weights in the branches again; under FSDP on the first process alone."""
-    for name, branch in (("main", main), ("proxy", proxy)):
+    for branch in (main, proxy):
         if branch is None:
             continue
-        if trainer.is_fsdp_enabled:
-            _gather(trainer, name, branch)
+        if trainer.is_fsdp_enabled and not _gather(branch, config, trainer.is_world_process_zero()):
+            continue
         if config.lora_rank:
             merge_adapters(branch.model)
 
 
-def _gather(trainer: RewardTrainer, name: str, branch: Branch) -> None:
-    """Load the sharded weights of `name` into a fresh model: sharding cannot be taken off the old one."""
-    from beholder.modeling.reward_model import RewardModel
-
-    whole = {
-        key: value.full_tensor() if hasattr(value, "full_tensor") else value
-        for key, value in branch.model.state_dict().items()
-    }
-    fresh = RewardModel.from_base(branch.folder)
-    if trainer.config.lora_rank:
-        add_adapters(fresh, trainer.config.lora_rank, trainer.config.lora_alpha, trainer.config.lora_dropout)
-    fresh.load_state_dict(whole)
-    branch.model = fresh
+def _gather(branch: Branch, config: TrainingConfig, keeps: bool) -> bool:
+    """A fresh model with the sharded weights, on the process that `keeps` them: sharding cannot be taken off."""
+    whole = {}
+    for key, value in branch.model.state_dict().items():
+        full = value.full_tensor() if hasattr(value, "full_tensor") else value  # on every process: it communicates
+        if keeps:
+            whole[key] = full.cpu()
+    if keeps:
+        branch.model = RewardModel.from_base(branch.folder)
+        if config.lora_rank:
+            add_adapters(branch.model, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        branch.model.load_state_dict(whole)
+    return keeps
 
 
 def scratch_folder(config: TrainingConfig) -> Path:
@@ -150,10 +154,20 @@ def _trainer(
     warmup = config.proxy_warmup(steps) if proxy else 0
     arguments.max_steps = warmup + steps
     arguments.logging_steps = config.logging_steps or max(arguments.max_steps // 20, 1)
-    kept = None
+    caches = _vision_caches(config, main, proxy)
+    return loop(config, main, proxy, warmup, arguments, list(records), caches)
+
+
+def _vision_caches(
+    config: TrainingConfig, main: Branch, proxy: Branch | None
+) -> tuple[VisionCache | None, VisionCache | None]:
+    """The main branch's on request; a blank-image proxy's whenever its tower is frozen: it only ever sees one image."""
+    kept = blank = None
     if config.vision_cache_gib and main.sees_images:
         kept = VisionCache(main.model.vision, int(config.vision_cache_gib * 2**30))
-    return loop(config, main, proxy, warmup, arguments, list(records), kept)
+    if config.freeze_vision and proxy is not None and proxy.blank_images:
+        blank = VisionCache(proxy.model.vision, BLANK_CACHE_BYTES)
+    return kept, blank
 
 
 def _arguments(config: TrainingConfig, scratch: Path) -> TrainingArguments:

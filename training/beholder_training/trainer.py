@@ -40,15 +40,15 @@ class RewardTrainer(Trainer):
         warmup: int,
         arguments: TrainingArguments,
         data: Sequence[Record],
-        vision_cache: VisionCache | None = None,
+        vision_caches: tuple[VisionCache | None, VisionCache | None] = (None, None),
     ) -> None:
-        """`warmup` is how many steps train the proxy alone before the others."""
+        """`warmup` is how many steps train the proxy alone before the others; `vision_caches` are the branches'."""
         self.config = config
         self.warmup = warmup
         self.branches = (main, proxy)
         self.criterion = Objective.from_config(config)
         self.stopper = StopOnSigterm()
-        self._vision_cache = vision_cache
+        self.vision_caches = vision_caches
         self._sums: dict[str, float] = {}
         self._items: list[Item] = []
         super().__init__(
@@ -63,6 +63,15 @@ class RewardTrainer(Trainer):
             ],
         )
         self.remove_callback(PrinterCallback)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Under FSDP2 in bf16, reduce gradients in float32 and leave outputs as they are: rewards are float32."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and self.args.bf16:
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one optimiser step. Returns this process's part of the loss, times the processes."""
@@ -101,8 +110,11 @@ class RewardTrainer(Trainer):
     def _forward(self, model: Any, batch: MicroBatch, main: bool = True) -> tuple[Tensor | None, Tensor | None]:
         """Rewards (responses,) of each branch; of the main branch only when `main` and not while the proxy warms up."""
         forwards_main = main and not self._warming_up
-        if self._vision_cache is not None and forwards_main:
-            self._vision_cache.expect([key for item in batch.items for key in item.keys], batch.pixel_rows)
+        cache, proxy_cache = self.vision_caches
+        if cache is not None and forwards_main:
+            cache.expect(*batch.main_pictures)
+        if proxy_cache is not None:
+            proxy_cache.expect(*batch.proxy_pictures)
         inputs = to_device(batch.main, self.args.device) if forwards_main else None
         proxy_inputs = None if batch.proxy is None else to_device(batch.proxy, self.args.device)
         rewards: tuple[Tensor | None, Tensor | None] = model(inputs, proxy_inputs)

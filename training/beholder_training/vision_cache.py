@@ -22,6 +22,7 @@ class VisionCache:
 
     def __init__(self, tower: nn.Module, max_bytes: int) -> None:
         self._kept: ByteBoundedCache[str, Tree] = ByteBoundedCache(max_bytes)
+        self._tower = tower
         self._original: Callable[..., Tree] = tower.forward
         self._expected: tuple[Sequence[str], Sequence[int]] | None = None
         self.hits = self.misses = 0
@@ -29,7 +30,11 @@ class VisionCache:
 
     def expect(self, keys: Sequence[str], rows: Sequence[int]) -> None:
         """What the next forward holds: a key for each picture, and its rows of pixel_values."""
-        self._expected = (keys, rows)
+        self._expected = (keys, rows) if keys else None  # without pictures the tower is not called
+
+    def remove(self) -> None:
+        """Give the tower its own forward back."""
+        self._tower.__dict__.pop("forward", None)
 
     @torch.no_grad()
     def _forward(self, *inputs: Any, **options: Any) -> Tree:
