@@ -45,9 +45,7 @@ OPENRLHF = {"query": [f"{PROMPT}{RESPONSES[0]}<|im_end|>"], "prompts": [PROMPT],
 LLAMA_FACTORY = {"model": "model", "messages": [f"{PROMPT}{response}<|im_end|>" for response in RESPONSES]}
 SLIME = {"prompt": PROMPT, "response": RESPONSES[0], "label": "Green."}
 # verl renders the conversation by the reward model's own template: that of the tiny base has no line break there.
-OWN_PROMPT = "".join(f"<|im_start|>{turn['role']}{turn['content']}<|im_end|>\n" for turn in CHAT)
-OWN_PROMPT += "<|im_start|>assistant"
-VERL = {"model": "", "input": f"{OWN_PROMPT}{RESPONSES[0]}<|im_end|>\n", "use_activation": False}
+VERL = {"model": "", "input": f"{PROMPT}{RESPONSES[0]}<|im_end|>\n", "use_activation": False}
 EMPTY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "/trainers/openrlhf": ({"query": [], "prompts": [], "labels": []}, {"rewards": [], "scores": []}),
     "/trainers/llama-factory": ({"model": "model", "messages": []}, {"scores": []}),
@@ -108,7 +106,7 @@ async def test_classify_takes_chats_lists_and_a_sigmoid(client: httpx.AsyncClien
     chat = {"messages": [*CHAT, {"role": "assistant", "content": RESPONSES[0]}]}
     (probability,) = (await client.post("/classify", json=chat)).json()["data"][0]["probs"]
     assert probability == pytest.approx(1 / (1 + math.exp(-scores[0])))
-    many = {"input": [f"{OWN_PROMPT}{response}<|im_end|>\n" for response in RESPONSES], "activation": False}
+    many = {"input": [f"{PROMPT}{response}<|im_end|>\n" for response in RESPONSES], "activation": False}
     data = (await client.post("/classify", json=many)).json()["data"]
     assert [(item["index"], item["probs"]) for item in data] == [(0, [scores[0]]), (1, [scores[1]])]
 
@@ -160,7 +158,7 @@ async def test_an_image_marker_scores_as_score_does(client: httpx.AsyncClient) -
     assert (await client.post("/trainers/llama-factory", json=whole)).json() == {"scores": [score]}
     slime = {"prompt": [{"role": "user", "content": f"Look: {MARKER} Which colour?"}], "response": "Red."}
     assert (await client.post("/trainers/slime", json=slime)).json() == score
-    own = f"<|im_start|>userLook: {MARKER} Which colour?<|im_end|>\n<|im_start|>assistantRed.<|im_end|>\n"
+    own = f"<|im_start|>user\nLook: {MARKER} Which colour?<|im_end|>\n<|im_start|>assistant\nRed.<|im_end|>\n"
     verl = {"input": own, "use_activation": False}
     assert (await client.post("/classify", json=verl)).json()["data"][0]["probs"] == [score]
     rerank = {"query": f"Look: {MARKER} Which colour?", "documents": ["Red."], "use_activation": False}

@@ -41,7 +41,9 @@ def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None
     records, held_out = training_records(config, main), held_out_records(config)
     choose_forward(config, main, proxy, records)
     trainer = train(config, records, main, proxy)
-    if not trainer.is_world_process_zero():
+    is_first = trainer.is_world_process_zero()
+    leave_process_group()
+    if not is_first:
         return None
     main.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = random.Random(config.seed).sample(held_out, min(config.calibration_records, len(held_out)))
@@ -59,6 +61,13 @@ def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None
     )
     remove_checkpoints(config)
     return checkpoint, main
+
+
+def leave_process_group() -> None:
+    """Leave together: a process that exits with its group open may abort, and torchrun would end the first's export."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def make_branches(config: TrainingConfig) -> tuple[Branch, Branch | None]:
