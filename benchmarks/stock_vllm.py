@@ -1,7 +1,6 @@
 """Stock vLLM's own server on a checkpoint, with no code of ours in it: the peer of parity and of speed."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from beholder.checkpoint import Dtype
+from beholder_training.demo.serving import free_port
 
 START_S = 240
 MAX_TOKENS = 2048
@@ -21,7 +21,7 @@ MAX_TOKENS = 2048
 @contextmanager
 def stock_server(checkpoint: Path, dtype: Dtype = "float32") -> Iterator[str]:
     """The base URL of `vllm.entrypoints.openai.api_server`, healthy; the model is named "stock"."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--served-model-name", "stock", "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
     command += ["--runner=pooling", "--enforce-eager", "--block-size=32", "--no-enable-log-requests"]
@@ -51,9 +51,3 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
             pass  # not listening yet
         time.sleep(0.5)
     raise RuntimeError(f"stock vLLM did not start:\n{log.read_text()[-4000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

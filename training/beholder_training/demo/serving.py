@@ -50,7 +50,7 @@ def served(checkpoint: Path, log: Path, timeout: float = 300) -> Iterator[str]:
 @contextmanager
 def service_process(checkpoint: Path, log: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     """`beholder serve` on a free port, perhaps not ready yet, and its URL; stopped with SIGTERM afterwards."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "beholder.cli", "serve", str(checkpoint), "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -97,7 +97,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, tim
     raise EngineUnavailable(f"the service did not become ready: see {log}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
