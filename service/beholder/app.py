@@ -9,9 +9,11 @@ from fastapi import FastAPI
 from beholder import problems
 from beholder.auth import OPEN, Gate, KeyRing
 from beholder.checkpoint import Checkpoint
+from beholder.decoded_images import DecodedImages
 from beholder.engine import Engine
+from beholder.engine.caching import CachingEngine
 from beholder.errors import ConfigurationError
-from beholder.image_sources import ImageLoader, PixelBudget
+from beholder.image_sources import ImageLoader
 from beholder.image_store import open_store
 from beholder.image_urls import UrlFetcher, UrlPolicy
 from beholder.lifecycle import Lifecycle
@@ -29,6 +31,8 @@ from beholder.tracing import Tracing, create_provider
 def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, renderer: PromptRenderer) -> FastAPI:
     """The service around `engine`, which its lifespan starts in the background and stops."""
     metrics = Metrics()
+    if settings.score_cache_bytes:
+        engine = CachingEngine(engine, settings.score_cache_bytes, metrics)
     metrics.model.labels(checkpoint.fingerprint, checkpoint.manifest.base_model).set(1)
     lifecycle = Lifecycle(settings, engine, checkpoint, renderer, metrics)
     calibration = checkpoint.manifest.calibration
@@ -88,8 +92,8 @@ def _images(settings: Settings, metrics: Metrics) -> ImageLoader:
         )
         fetcher = UrlFetcher(policy)
     store = open_store(settings.image_store, settings.image_store_bytes, settings.image_ttl_s)
-    budget = PixelBudget(settings.max_pixels_in_flight)
-    return ImageLoader(settings.image_limits, store, fetcher, settings.max_body_bytes, budget, metrics)
+    decoded = DecodedImages(settings.max_decoded_pixels)
+    return ImageLoader(settings.image_limits, store, fetcher, settings.max_body_bytes, decoded, metrics)
 
 
 def _own_template(renderer: PromptRenderer) -> PolicyTemplate | None:

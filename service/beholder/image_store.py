@@ -23,9 +23,11 @@ _FULL: Final = "the image store holds its {limit} bytes and none of them may be 
 
 class ImageStore(Protocol):
     """`put` returns whether the image is new and raises ImageStoreFull; `get` is None for what is not (or no longer)
-    there."""
+    there, for which `holds` is False."""
 
     def put(self, sha256: str, data: bytes) -> bool: ...
+
+    def holds(self, sha256: str) -> bool: ...
 
     def get(self, sha256: str) -> bytes | None: ...
 
@@ -55,6 +57,9 @@ class MemoryStore:
                 self._bytes += len(data)
             self._images[sha256] = (data, time.monotonic() + self._ttl_s)
             return known is None
+
+    def holds(self, sha256: str) -> bool:
+        return self.get(sha256) is not None
 
     def get(self, sha256: str) -> bytes | None:
         with self._lock:
@@ -111,6 +116,9 @@ class FolderStore:
             self._write(path, data)
             usage.bytes += len(data)
             return True
+
+    def holds(self, sha256: str) -> bool:
+        return self._alive(self._path(sha256))
 
     def get(self, sha256: str) -> bytes | None:
         path = self._path(sha256)

@@ -44,7 +44,13 @@ class Metrics:
         )
         self.images = Counter(
             "beholder_images",
-            "Images decoded, by outcome: ok, or the problem's code.",
+            "Images of requests, by outcome: ok (decoded), known (decoded before), or the problem's code.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.score_cache = Counter(
+            "beholder_score_cache",
+            "Samples by what the score cache did: hit, joined (the same sample was being scored), miss.",
             ["outcome"],
             registry=registry,
         )

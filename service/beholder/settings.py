@@ -134,8 +134,8 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(default=LIMITS.max_pixels, ge=1)
     max_image_aspect: float = Field(default=LIMITS.max_aspect, ge=1)
     max_image_frames: int = Field(default=LIMITS.max_frames, ge=1)
-    max_pixels_in_flight: int = Field(default=256_000_000, ge=1)
-    """Pixels of decoded images, over all requests; Pillow takes 4 bytes for each."""
+    max_decoded_pixels: int = Field(default=256_000_000, ge=1)
+    """Pixels of decoded images, those of all requests and those kept for the next; Pillow takes 4 bytes for each."""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
     max_body_bytes_in_flight: int = Field(default=2 * 2**30, ge=1)
     """Of all requests together; more are refused with `overloaded`."""
@@ -145,7 +145,9 @@ class Settings(BaseSettings):
     header_timeout_s: float = Field(default=10, gt=0)
     """From a request's first byte, or the connection's beginning, to the end of its headers."""
 
-    max_in_flight: int = Field(default=1024, ge=1)
+    score_cache_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Memory for scores, so that a sample that is sent again gets the identical one; 0 keeps none."""
+    max_in_flight: int = Field(default=8192, ge=1)
     """Samples accepted and not yet answered; more are refused with `overloaded`."""
     request_deadline_s: float = Field(default=300, gt=0)
     drain_delay_s: float = Field(default=5, ge=0)

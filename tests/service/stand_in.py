@@ -35,6 +35,7 @@ class StandInEngine:
         self.gate = asyncio.Event()
         """Scores wait for it."""
         self.gate.set()
+        self.started = 0
         self.active = 0
         self.peak = 0
         self.stopped = False
@@ -66,6 +67,7 @@ class StandInEngine:
         self.gate.set()
 
     async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
+        self.started += 1
         self.active += 1
         self.peak = max(self.peak, self.active)
         self.images_seen.extend(prompt.images)

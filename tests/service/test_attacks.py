@@ -91,7 +91,7 @@ async def test_many_bombs_at_once_stay_within_the_memory_for_pixels(
         for number in range(12)
     ]
     items = [{"prompt": "p", "images": bombs[index : index + 4], "response": "r"} for index in range(0, 12, 4)]
-    settings = Settings(checkpoint=tiny_checkpoint, drain_delay_s=0, max_pixels_in_flight=60_000_000)
+    settings = Settings(checkpoint=tiny_checkpoint, drain_delay_s=0, max_decoded_pixels=60_000_000)
     engine = StandInEngine.passing_golden(checkpoint, renderer)
     async with serving(settings, engine, checkpoint, renderer) as client:
         before = peak_mb()

@@ -123,7 +123,8 @@ async def test_a_shared_folder_outlives_the_service_and_is_not_trusted(
     body = {**QUESTION, "images": [{"sha256": NAME}]}
     async with serving(shared, engine, checkpoint, renderer) as client:
         assert (await client.post("/rank", json=body)).status_code == 200
-        (tmp_path / NAME[:2] / NAME).write_bytes(png(colour=(9, 9, 9)))
+    (tmp_path / NAME[:2] / NAME).write_bytes(png(colour=(9, 9, 9)))
+    async with serving(shared, engine, checkpoint, renderer) as client:
         assert_problem(await client.post("/rank", json=body), 422, "image-unknown")
 
 
@@ -135,7 +136,7 @@ async def test_too_many_images_are_refused_before_they_are_decoded(client: httpx
 async def test_pixels_in_flight_are_bounded(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
-    small = settings.model_copy(update={"max_pixels_in_flight": 64 * 64 * 2})
+    small = settings.model_copy(update={"max_decoded_pixels": 64 * 64 * 2})
     others = [base64.b64encode(png(colour=(number, 0, 0))).decode() for number in range(3)]
     async with serving(small, engine, checkpoint, renderer) as client:
         for _ in range(5):  # nothing stays counted

@@ -14,7 +14,7 @@ from PIL import Image
 
 from beholder.checkpoint import Checkpoint
 from beholder.engine import create_engine
-from beholder.engine.vllm import VllmEngine, _read_logit
+from beholder.engine.vllm import VllmEngine, _read
 from beholder.engine.vllm_loading import _check_image_backend, engine_arguments
 from beholder.errors import (
     ConfigurationError,
@@ -156,17 +156,18 @@ async def test_too_long_a_text_is_refused_with_the_counts(vllm: VllmEngine, rend
 
 
 async def test_an_image_of_a_refused_request_scores_in_the_next(vllm: VllmEngine, renderer: PromptRenderer) -> None:
-    """vLLM believes then that its core has the image."""
-    shown = picture((90, 60), (1, 2, 3))
+    """vLLM believes then that its core has the image, and all requests that name it now fail together."""
     words = "x" * 16
     while len(renderer.token_ids(single_turn("p", 1), words)) < MAX_TOKENS - 8:
         words += "x" * 4
-    with pytest.raises(PromptTooLong):
-        await vllm.score(renderer.render(single_turn("p", 1), words, [shown]))
-    prompt = renderer.render(single_turn("p", 1), "short", [shown])
-    scores = await asyncio.gather(*(vllm.score(prompt) for _ in range(3)))
-    expected = (await vllm.score(prompt, fresh=True)).logit
-    assert [score.logit for score in scores] == [pytest.approx(expected, abs=1e-4)] * 3
+    for number in range(8):
+        shown = picture((90, 60), (1, 2, number))
+        with pytest.raises(PromptTooLong):
+            await vllm.score(renderer.render(single_turn("p", 1), words, [shown]))
+        prompt = renderer.render(single_turn("p", 1), "short", [shown])
+        scores = await asyncio.gather(*(vllm.score(prompt) for _ in range(16)))
+        expected = (await vllm.score(prompt, fresh=True)).logit
+        assert [score.logit for score in scores] == [pytest.approx(expected, abs=1e-4)] * 16
 
 
 async def test_a_cancelled_request_harms_no_other(vllm: VllmEngine, renderer: PromptRenderer) -> None:
@@ -222,4 +223,4 @@ def test_a_result_that_is_no_reward_is_an_error(values: list[float], error: type
     import torch
 
     with pytest.raises(error):
-        _read_logit(SimpleNamespace(outputs=SimpleNamespace(data=torch.tensor(values))))
+        _read(SimpleNamespace(error=None, outputs=SimpleNamespace(data=torch.tensor(values))))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from beholder.settings import Settings
 
 DEFAULT_BATCH_TOKENS = 16_384
+DEFAULT_IMAGE_CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,11 @@ class _Sample:
 
 
 class TransformersEngine:
-    """See `beholder.engine.Engine`. engine_args: max_batch_tokens (padded, a forward), patience_s (see batcher.py)."""
+    """See `beholder.engine.Engine`.
+
+    engine_args: max_batch_tokens (padded, a forward), patience_s (see batcher.py), image_cache_bytes (of processed
+    images).
+    """
 
     def __init__(self, settings: "Settings", checkpoint: Checkpoint) -> None:
         self._settings = settings
@@ -86,7 +91,14 @@ class TransformersEngine:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         longest = min(self._settings.max_model_len, built_for(model.backbone.config))
         backend = self._checkpoint.manifest.processor.get("backend")
-        return model, PromptEncoder.from_folder(self._checkpoint.folder, self._image_token_id, longest, backend=backend)
+        encoder = PromptEncoder.from_folder(
+            self._checkpoint.folder,
+            self._image_token_id,
+            longest,
+            int(self._settings.engine_args.get("image_cache_bytes", DEFAULT_IMAGE_CACHE_BYTES)),
+            backend,
+        )
+        return model, encoder
 
     def _encode(self, prompt: Prompt) -> _Sample:
         if self._encoder is None:

@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import uuid
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from beholder.checkpoint import Checkpoint
 from beholder.engine import EngineScore
@@ -34,6 +35,14 @@ STOP_TIMEOUT_S: Final = 30
 """vLLM's processes take about five seconds to leave; its own limit is five."""
 
 
+class _ImageNotSent(Exception):
+    """The request named an image that vLLM's core does not have.
+
+    vLLM sends an image to its core once and then by hash. A request that was refused or cancelled in between leaves the
+    core without it; vLLM then forgets that it was sent and wants the request again.
+    """
+
+
 class VllmEngine:
     """See `beholder.engine.Engine`. One instance loads once."""
 
@@ -45,6 +54,7 @@ class VllmEngine:
         self._llm: Any = None
         self._params: Any = None
         self._max_tokens = settings.max_model_len
+        self._resending: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
         prepare_environment(settings)
 
     async def start(self) -> None:
@@ -73,15 +83,22 @@ class VllmEngine:
         if not self.healthy:
             raise EngineUnavailable("the engine is not running")
         self._check(prompt)
-        for _ in range(ATTEMPTS):
-            output = await self._encode(prompt, uuid.uuid4().hex if fresh else "")
-            # vLLM sends an image to its core once and then by hash. A request that was refused or cancelled in between
-            # leaves the core without it; vLLM then asks for the request again, with the image.
-            if output.error is None:
-                return EngineScore(_read_logit(output), len(output.prompt_token_ids), output.num_cached_tokens)
-            if not output.error.retryable:
-                break
-        raise EngineError(f"vLLM failed the request: {output.error.message}")
+        salt = uuid.uuid4().hex if fresh else ""
+        try:
+            return await self._encode(prompt, salt)
+        except _ImageNotSent:
+            return await self._resend(prompt, salt)
+
+    async def _resend(self, prompt: Prompt, salt: str) -> EngineScore:
+        """One request for the images at a time: those that are refused together would forget them for each other."""
+        key = tuple(image.sha256 for image in prompt.images)
+        async with self._resending.setdefault(key, asyncio.Lock()):
+            for _ in range(ATTEMPTS):
+                try:
+                    return await self._encode(prompt, salt)
+                except _ImageNotSent as error:
+                    cause = error
+        raise EngineError(f"vLLM failed the request {ATTEMPTS + 1} times: {cause}")
 
     async def stop(self) -> None:
         await self._stop_loading()
@@ -122,20 +139,27 @@ class VllmEngine:
                 self._max_tokens,
             )
 
-    async def _encode(self, prompt: Prompt, salt: str) -> Any:
+    async def _encode(self, prompt: Prompt, salt: str) -> EngineScore:
         result = None
         try:
-            (rendered,) = await self._llm.renderer.render_cmpl_async([_tokens_prompt(prompt, salt)])
+            rendered = await self._render(prompt, salt)
             self._check_length(len(rendered["prompt_token_ids"]))
             async for output in self._llm.encode(rendered, self._params, request_id=uuid.uuid4().hex):
                 result = output
-        except BeholderError:
+        except (BeholderError, _ImageNotSent):
             raise
         except Exception as error:
             raise _translate(error, alive=self.healthy) from error
-        if result is None:
-            raise EngineError("vLLM gave no result")
-        return result
+        return _read(result)
+
+    async def _render(self, prompt: Prompt, salt: str) -> Any:
+        """Images processed and expanded."""
+        try:
+            (rendered,) = await self._llm.renderer.render_cmpl_async([_tokens_prompt(prompt, salt)])
+        except AssertionError as error:
+            # Found in vLLM's cache of sent images, and forgotten before it was read: another request's refusal.
+            raise _ImageNotSent(_last_line(error)) from error
+        return rendered
 
 
 def _tokens_prompt(prompt: Prompt, salt: str) -> dict[str, Any]:
@@ -149,14 +173,20 @@ def _tokens_prompt(prompt: Prompt, salt: str) -> dict[str, Any]:
     return request
 
 
-def _read_logit(output: Any) -> float:
+def _read(output: Any) -> EngineScore:
+    if output is None:
+        raise EngineError("vLLM gave no result")
+    if output.error is not None:
+        if output.error.retryable:
+            raise _ImageNotSent(output.error.message)
+        raise EngineError(f"vLLM failed the request: {output.error.message}")
     values = output.outputs.data
     if values.numel() != 1:
         raise EngineUnavailable("vLLM aborted the request")
     logit = float(values.item())
     if not math.isfinite(logit):
         raise EngineError(f"the model's reward is {logit}: its weights overflow in this dtype")
-    return logit
+    return EngineScore(logit, len(output.prompt_token_ids), output.num_cached_tokens)
 
 
 def _translate(error: Exception, *, alive: bool) -> BeholderError:

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from beholder.errors import ImageHashMismatch
-from beholder.images import LoadedImage, load_image
+from beholder.image_sources import Upload
+from beholder.images import LoadedImage
 from beholder.middleware import LOG_KEY
 from beholder.routes.answering import answer, refusals
 from beholder.routes.context import Context, context_of
@@ -57,6 +58,5 @@ def _store(context: Context, sha256: str, data: bytes) -> tuple[LoadedImage, boo
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ImageHashMismatch(f"the {len(data)} bytes of the body have another sha256 than the path")
     loader = context.images
-    with loader.budget.request() as pixels:
-        image = load_image(data, loader.limits, lambda count: loader.budget.take(pixels, count))
-    return image, loader.store.put(sha256, data)
+    with loader.request() as images:
+        return images.load(Upload(data)), loader.store.put(sha256, data)
