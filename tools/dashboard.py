@@ -99,7 +99,24 @@ ROWS: dict[str, list[Panel]] = {
             "short",
             {"p50": quantile("beholder_request_samples", 0.5), "p95": quantile("beholder_request_samples", 0.95)},
         ),
+        Panel(
+            "Samples in the engine",
+            "short",
+            {
+                "computed": f"sum(beholder_engine_running_samples{{{SCOPE}}})",
+                "waiting": f"sum(beholder_engine_waiting_samples{{{SCOPE}}})",
+            },
+        ),
+        Panel(
+            "Samples of a batch",
+            "short",
+            {
+                "p50": quantile("beholder_engine_batch_samples", 0.5),
+                "p95": quantile("beholder_engine_batch_samples", 0.95),
+            },
+        ),
         Panel("Samples scored", "ops", {"samples": rate("beholder_samples_total")}),
+        Panel("Score cache, by outcome", "ops", {"{{outcome}}": rate("beholder_score_cache_total", "outcome")}),
         Panel(
             "Tokens",
             "ops",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from beholder.engine import Activity
 from beholder.errors import EngineError, EngineUnavailable
 
 
@@ -39,8 +40,15 @@ class Batcher(Generic[E, R]):
     An exception of `run` fails the entries of that batch alone; entries whose caller has gone are not computed.
     """
 
-    def __init__(self, run: Callable[[list[list[E]]], list[R]], max_tokens: int, patience_s: float = 0.002) -> None:
+    def __init__(
+        self,
+        run: Callable[[list[list[E]]], list[R]],
+        max_tokens: int,
+        patience_s: float = 0.002,
+        activity: Activity | None = None,
+    ) -> None:
         self._run = run
+        self._activity = activity or Activity()
         self._max_tokens = max_tokens
         self._patience_s = patience_s
         self._waiting: list[_Waiting[E, R]] = []
@@ -56,6 +64,7 @@ class Batcher(Generic[E, R]):
             raise EngineUnavailable("the engine is not running")
         waiting = _Waiting(entry, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
+        self._activity.waiting = len(self._waiting)
         self._arrived.set()
         result: R = await waiting.result
         return result
@@ -74,7 +83,10 @@ class Batcher(Generic[E, R]):
             await self._arrived.wait()
             if len(self._waiting) == 1:
                 await asyncio.sleep(self._patience_s)
-            await self._score(self._take())
+            rows = self._take()
+            self._activity.waiting, self._activity.running = len(self._waiting), sum(map(len, rows))
+            await self._score(rows)
+            self._activity.running = 0
             if not self._waiting:
                 self._arrived.clear()
 
@@ -91,6 +103,7 @@ class Batcher(Generic[E, R]):
         batch = [waiting for row in rows for waiting in row]
         if not batch:
             return
+        self._activity.on_batch(len(batch))
         try:
             results = await asyncio.to_thread(self._run, [[waiting.entry for waiting in row] for row in rows])
             if len(results) != len(batch):

@@ -35,6 +35,9 @@ class Lifecycle:
         self.failure: BeholderError | None = None
         self.draining = False
         metrics.engine_up.set_function(lambda: engine.healthy)
+        metrics.engine_running.set_function(lambda: engine.activity.running)
+        metrics.engine_waiting.set_function(lambda: engine.activity.waiting)
+        engine.activity.on_batch = metrics.engine_batch.observe
         metrics.ready.set_function(lambda: self.unready is None)
 
     @property

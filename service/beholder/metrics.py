@@ -73,6 +73,18 @@ class Metrics:
         self.in_flight_limit = Gauge(
             "beholder_samples_in_flight_limit", "Above this, requests are refused as overloaded.", registry=registry
         )
+        self.engine_running = Gauge(
+            "beholder_engine_running_samples", "Samples that the engine computes now.", registry=registry
+        )
+        self.engine_waiting = Gauge(
+            "beholder_engine_waiting_samples", "Samples that wait in the engine's own queue.", registry=registry
+        )
+        self.engine_batch = Histogram(
+            "beholder_engine_batch_samples",
+            "Samples of a batch of the engine (vllm: that a step finished).",
+            buckets=SAMPLE_BUCKETS,
+            registry=registry,
+        )
         self.engine_up = Gauge("beholder_engine_up", "1 while the engine can score.", registry=registry)
         self.ready = Gauge("beholder_ready", "1 while /readyz answers 200.", registry=registry)
         self.golden_passed = Gauge(

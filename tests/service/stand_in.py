@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
-from beholder.engine import EngineScore
+from beholder.engine import Activity, EngineScore
 from beholder.errors import EngineUnavailable
 from beholder.prompts import Prompt, PromptRenderer
 from beholder.settings import Settings
@@ -29,6 +29,7 @@ class StandInEngine:
 
     def __init__(self, known: dict[Key, float]) -> None:
         self._known = known
+        self.activity = Activity()
         self._healthy = False
         self.start_error: Exception | None = None
         self.score_error: Exception | None = None

@@ -28,8 +28,20 @@ class EngineScore:
     truncated: bool = False
 
 
+@dataclass(slots=True)
+class Activity:
+    """What an engine does now, written by it and read by metrics; `on_batch` is called with each batch's samples."""
+
+    running: int = 0
+    waiting: int = 0
+    on_batch: Callable[[int], object] = lambda samples: None
+
+
 class Engine(Protocol):
     """One loaded checkpoint. `score` may be called concurrently; batching is the engine's affair."""
+
+    @property
+    def activity(self) -> Activity: ...
 
     async def start(self) -> None:
         """Load the checkpoint. Returns when `score` may be called; must not block the event loop."""

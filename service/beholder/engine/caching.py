@@ -11,7 +11,7 @@ from array import array
 from dataclasses import dataclass, replace
 from typing import Final
 
-from beholder.engine import Engine, EngineScore
+from beholder.engine import Activity, Engine, EngineScore
 from beholder.lru import ByteBoundedCache
 from beholder.metrics import Metrics
 from beholder.prompts import Prompt
@@ -36,6 +36,10 @@ class CachingEngine:
         self._metrics = metrics
         self._scores: ByteBoundedCache[bytes, EngineScore] = ByteBoundedCache(max_bytes)
         self._in_flight: dict[bytes, _Computation] = {}
+
+    @property
+    def activity(self) -> Activity:
+        return self._engine.activity
 
     async def start(self) -> None:
         await self._engine.start()

@@ -13,7 +13,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from beholder.checkpoint import Checkpoint
-from beholder.engine import EngineScore
+from beholder.engine import Activity, EngineScore
 from beholder.errors import EngineError, EngineUnavailable, PromptTooLong
 from beholder.prompts import Prompt
 
@@ -40,6 +40,7 @@ class FakeEngine:
         )
         self._random = random.Random(0)
         self._running = False
+        self.activity = Activity()
 
     async def start(self) -> None:
         self._running = True
@@ -61,8 +62,7 @@ class FakeEngine:
                 self._max_tokens,
             )
         self._count_down()
-        async with self._slots:
-            await asyncio.sleep(self._delay_s + self._jitter_s * self._random.random())
+        await self._wait()
         if not self._running:
             raise EngineUnavailable("the engine died")
         if self._random.random() < self._failure_rate:
@@ -71,6 +71,15 @@ class FakeEngine:
 
     async def stop(self) -> None:
         self._running = False
+
+    async def _wait(self) -> None:
+        async with self._slots:
+            self.activity.on_batch(1)
+            self.activity.running += 1
+            try:
+                await asyncio.sleep(self._delay_s + self._jitter_s * self._random.random())
+            finally:
+                self.activity.running -= 1
 
     def _count_down(self) -> None:
         if self._remaining is not None:

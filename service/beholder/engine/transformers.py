@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from beholder.batcher import Batcher
 from beholder.checkpoint import Checkpoint
-from beholder.engine import EngineScore
+from beholder.engine import Activity, EngineScore
 from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageMismatch
 from beholder.prompts import Prompt, read_image_token_id
 
@@ -46,10 +46,12 @@ class TransformersEngine:
         self._model: Any = None
         self._encoder: PromptEncoder | None = None
         arguments = settings.engine_args
+        self.activity = Activity()
         self._batcher: Batcher[_Sample, EngineScore] = Batcher(
             self._score_batch,
             int(arguments.get("max_batch_tokens", DEFAULT_BATCH_TOKENS)),
             float(arguments.get("patience_s", 0.002)),
+            self.activity,
         )
 
     async def start(self) -> None:

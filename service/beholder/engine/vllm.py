@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 from beholder.checkpoint import Checkpoint
-from beholder.engine import EngineScore
+from beholder.engine import Activity, EngineScore
 from beholder.engine.vllm_loading import load, prepare_environment
 from beholder.errors import (
     BeholderError,
@@ -54,12 +54,13 @@ class VllmEngine:
         self._llm: Any = None
         self._params: Any = None
         self._max_tokens = settings.max_model_len
+        self.activity = Activity()
         self._resending: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
         prepare_environment(settings)
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._loading = loop.run_in_executor(None, load, self._settings, self._checkpoint)
+        self._loading = loop.run_in_executor(None, load, self._settings, self._checkpoint, self.activity)
         try:
             self._llm = await asyncio.shield(self._loading)
         except BeholderError:

@@ -7,10 +7,12 @@ checked for it.
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from beholder.checkpoint import Checkpoint
+from beholder.engine import Activity
 from beholder.errors import ConfigurationError
 from beholder.prompts import read_image_token_id
 
@@ -42,20 +44,44 @@ def prepare_environment(settings: "Settings") -> None:
         os.environ.setdefault(name, value)
 
 
-def load(settings: "Settings", checkpoint: Checkpoint) -> Any:
-    """The loaded AsyncLLM; blocks for as long as loading takes."""
+def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> Any:
+    """The loaded AsyncLLM, which keeps `activity` up to date; blocks for as long as loading takes."""
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(settings, checkpoint, on_cpu=current_platform.is_cpu())
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    loggers: list[Any] = [partial(_StepLog, activity)]
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
     try:
         _check_image_backend(llm, checkpoint)
     except BaseException:
         llm.shutdown()
         raise
     return llm
+
+
+class _StepLog:
+    """What vLLM calls after each step of its scheduler (vllm.v1.metrics.loggers.StatLoggerBase, without its import)."""
+
+    def __init__(self, activity: Activity, vllm_config: Any, engine_index: int = 0) -> None:
+        self._activity = activity
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *others: Any, **more: Any) -> None:
+        if scheduler_stats is not None:
+            self._activity.running = scheduler_stats.num_running_reqs
+            self._activity.waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
+        if iteration_stats is not None and iteration_stats.finished_requests:
+            self._activity.on_batch(len(iteration_stats.finished_requests))
+
+    def log(self) -> None:
+        pass
+
+    def log_engine_initialized(self) -> None:
+        pass
+
+    def record_sleep_state(self, is_awake: int, level: int) -> None:
+        pass
 
 
 def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bool) -> dict[str, Any]:

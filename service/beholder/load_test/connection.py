@@ -1,0 +1,82 @@
+"""A keep-alive HTTP/1.1 connection that costs little of the CPU that it is to measure: about a tenth of httpx."""
+
+import asyncio
+import ssl
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httptools
+import httpx
+
+from beholder.errors import EngineUnavailable
+
+READ_BYTES: Final = 2**16
+
+
+class Answer:
+    """What httptools calls back with while it reads one answer."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.chunks: list[bytes] = []
+        self.complete = False
+
+    def on_body(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class Connection:
+    """One request at a time; connects when it must. Errors are EngineUnavailable."""
+
+    def __init__(self, url: httpx.URL, api_key: str | None = None) -> None:
+        self._host, self._secure = url.host, url.scheme == "https"
+        self._port = url.port or (443 if self._secure else 80)
+        authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._headers = f"Host: {url.netloc.decode()}\r\nContent-Type: application/json\r\n{authorization}"
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+    async def request(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
+        try:
+            reader, writer = self._streams or await self._connect()
+            writer.write(head.encode() + body)
+            return await self._read(reader)
+        except (OSError, httptools.HttpParserError) as error:
+            self.close()
+            raise EngineUnavailable(f"http://{self._host}:{self._port} broke off: {error}") from None
+        except BaseException:
+            self.close()  # the rest of this answer would be taken for the next one's
+            raise
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        context = ssl.create_default_context() if self._secure else None
+        self._streams = await asyncio.open_connection(self._host, self._port, ssl=context)
+        return self._streams
+
+    async def _read(self, reader: asyncio.StreamReader) -> tuple[int, bytes]:
+        answer: Any = Answer()
+        while not answer.complete:
+            data = await reader.read(READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the connection was closed before the answer was complete")
+            answer.parser.feed_data(data)
+        if not answer.parser.should_keep_alive():
+            self.close()
+        return answer.parser.get_status_code(), b"".join(answer.chunks)
