@@ -10,7 +10,6 @@ best of a prompt agree with float32 where the float32 margin exceeds the bf16 er
 
 import argparse
 import asyncio
-import base64
 import json
 import random
 import tempfile
@@ -34,7 +33,7 @@ from beholder_training.bases import make_base
 from beholder_training.branch import Branch
 from beholder_training.data import Record
 from beholder_training.export import export
-from benchmarks.stock_vllm import stock_server
+from benchmarks.stock_vllm import classify_body, stock_server
 
 CONCURRENCY = 32
 HEAD_STD = 0.5
@@ -114,8 +113,13 @@ def stock_scores(folder: Path, dtype: Dtype, records: Sequence[Record]) -> list[
     scores = []
     with stock_server(folder, dtype) as url, httpx.Client(timeout=60) as client:
         for record in records:
+            pictures = [path.read_bytes() for path in record.images]
             for response in record.responses:
-                answer = client.post(f"{url}/classify", json=_stock_request(record, response)).raise_for_status().json()
+                answer = (
+                    client.post(f"{url}/classify", json=classify_body(record.prompt, pictures, response))
+                    .raise_for_status()
+                    .json()
+                )
                 scores.append(float(answer["data"][0]["probs"][0]))
     return scores
 
@@ -170,19 +174,6 @@ def measure(
             scores = stock_scores(folder, "float32", records[:stock_prompts])
             results.append(compare((architecture, "stock vLLM", "float32"), expected, (scores, scores), error))
     return results
-
-
-def _stock_request(record: Record, response: str) -> dict[str, Any]:
-    content: list[dict[str, Any]] = [
-        {
-            "type": "image_url",
-            "image_url": {"url": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()},
-        }
-        for path in record.images
-    ]
-    content.append({"type": "text", "text": record.prompt})
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": response}]
-    return {"model": "stock", "messages": messages, "use_activation": False, "add_generation_prompt": False}
 
 
 def main() -> None:

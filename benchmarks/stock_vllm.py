@@ -1,17 +1,18 @@
 """Stock vLLM's own server on a checkpoint, with no code of ours in it: the peer of parity and of speed."""
 
+import base64
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from beholder.checkpoint import Dtype
 from beholder_training.demo.serving import free_port
 
 START_S = 240
@@ -19,7 +20,7 @@ MAX_TOKENS = 2048
 
 
 @contextmanager
-def stock_server(checkpoint: Path, dtype: Dtype = "float32") -> Iterator[str]:
+def stock_server(checkpoint: Path, dtype: str = "float32") -> Iterator[str]:
     """The base URL of `vllm.entrypoints.openai.api_server`, healthy; the model is named "stock"."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
@@ -39,6 +40,15 @@ def stock_server(checkpoint: Path, dtype: Dtype = "float32") -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(60)
+
+
+def classify_body(prompt: str, pictures: Sequence[bytes], response: str) -> dict[str, Any]:
+    """A request to /classify: the raw logit of `response`. `pictures` are PNG files."""
+    urls = ["data:image/png;base64," + base64.b64encode(picture).decode() for picture in pictures]
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    content.append({"type": "text", "text": prompt})
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": response}]
+    return {"model": "stock", "messages": messages, "use_activation": False, "add_generation_prompt": False}
 
 
 def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:

@@ -10,7 +10,6 @@ Writes benchmarks/results/training.json.
 
 import argparse
 import json
-import platform
 import random
 import resource
 import subprocess
@@ -26,6 +25,7 @@ from PIL import Image
 from beholder.errors import BeholderError
 from beholder_training import worlds
 from beholder_training.data import Record
+from benchmarks.circumstances import circumstances
 
 SCHEDULES = ("published", "packed", "packed_text_only")
 EQUAL_STEPS = 20
@@ -166,22 +166,10 @@ def main() -> None:
         "ratios": ratios,
         "runs": [asdict(run) for run in runs],
         "settings": {name: str(value) for name, value in vars(parsed).items() if name not in ("one", "folder")},
-        **_circumstances(),
+        **circumstances(("torch", "transformers")),
     }
     parsed.output.parent.mkdir(parents=True, exist_ok=True)
     parsed.output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _circumstances() -> dict[str, Any]:
-    import torch
-    import transformers
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {
-        "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "commit": commit.stdout.strip(),
-    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ from beholder.prompts import PromptRenderer
 from beholder.routes.context import Context
 from beholder.settings import Settings
 
-BACKLOG = 2048
+BACKLOG = 4096
 KEEP_ALIVE_S = 75
 
 _log = logging.getLogger(__name__)

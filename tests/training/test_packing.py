@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from beholder.images import load_image
+from beholder.modeling import packed_attention
 from beholder.modeling.architectures import ARCHITECTURES
 from beholder.modeling.inputs import PromptEncoder, collate
-from beholder.modeling.packing import attention_mask, common_prefix_length, pack
+from beholder.modeling.packed_attention import make_layout
+from beholder.modeling.packing import Packed, attention_mask, common_prefix_length, pack
 from beholder.modeling.reward_model import RewardModel
 from beholder.prompts import PromptRenderer, single_turn
 from beholder_training.bases import make_base
@@ -71,3 +73,49 @@ def test_packed_equals_separate_and_plain_hugging_face(architecture: str, tmp_pa
     with torch.inference_mode():
         plain = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **types, **group.pictures[0].tensors)
         assert torch.allclose(model.score(plain.last_hidden_state[0, -1]), separate[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_layout_gives_the_masked_rewards_and_gradients(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of different prefixes and numbers of responses, with an image and without."""
+    torch.manual_seed(0)
+    make_base(tmp_path / "base", architecture)
+    renderer = PromptRenderer.from_folder(tmp_path / "base")
+    encoder = PromptEncoder.from_folder(tmp_path / "base", renderer.image_token_id)
+    model = RewardModel.from_base(tmp_path / "base").eval()
+    torch.nn.init.normal_(model.score.weight)
+    image = load_image(png(100, 60))
+    groups = [
+        encoder.encode([renderer.render(single_turn("What colour is it?", 1), text, [image]) for text in RESPONSES]),
+        encoder.encode([renderer.render(single_turn("Hello?", 0), text) for text in ("Hi.", "Good day to you!")]),
+    ]
+
+    def rewards_and_gradient() -> tuple[torch.Tensor, torch.Tensor, bool]:
+        batch = collate(groups, renderer.image_token_id, encoder.pad_token_id)
+        model.zero_grad()
+        rewards = model(**batch)
+        rewards.square().sum().backward()
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        return rewards.detach(), torch.cat(gradients), bool(batch["layout"])
+
+    masked, masked_gradient, has_layout = rewards_and_gradient()
+    assert not has_layout
+    monkeypatch.setattr(packed_attention, "WORTHWHILE", 0)
+    monkeypatch.setattr(packed_attention, "GAIN", 0)
+    sparse, sparse_gradient, has_layout = rewards_and_gradient()
+    assert has_layout
+    assert torch.allclose(sparse, masked, atol=1e-4)
+    assert torch.allclose(sparse_gradient, masked_gradient, rtol=1e-3, atol=1e-4 * float(masked_gradient.abs().max()))
+
+
+def test_a_layout_pays_where_the_mask_is_mostly_empty() -> None:
+    def row(prefix: int, response: int) -> Packed:
+        shared = list(range(prefix))
+        return pack([[*shared, *range(1000 * number, 1000 * number + response)] for number in range(2, 10)])
+
+    long, short, image_dominated = row(300, 300), row(50, 10), row(1800, 20)
+    assert make_layout([long], len(long.token_ids))
+    assert not make_layout([short], len(short.token_ids))
+    assert not make_layout([image_dominated], len(image_dominated.token_ids))

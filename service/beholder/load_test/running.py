@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +35,9 @@ class Load:
 class Outcome:
     """One request: its status (0 when it got no answer), latency in seconds from when it was due, and its answer."""
 
+    item: Item
     status: int
     latency_s: float
-    samples: int
     body: bytes
 
 
@@ -56,18 +56,39 @@ async def run(url: str, mix: Mix, load: Load, *, api_key: str | None = None, pro
 
     Raises ConfigurationError for a URL that is none, BeholderError when the service does not take the pictures.
     """
-    parsed = httpx.URL(url)
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigurationError(f"{url!r} is not the URL of a service: use one like http://127.0.0.1:8000")
-    connections = [Connection(parsed, api_key) for _ in range(load.concurrency)]
+    requests = _requests(mix, load)
+    await send_ahead(url, _pictures(mix, requests), api_key=api_key)
+    return await send(url, requests, load, api_key=api_key, progress=progress)
+
+
+async def send(
+    url: str, requests: Iterable[Item], load: Load, *, api_key: str | None = None, progress: bool = True
+) -> Run:
+    """Send `requests` under `load`. Raises ConfigurationError for a URL that is none."""
+    connections = [Connection(_parse(url), api_key) for _ in range(load.concurrency)]
     try:
-        requests = _requests(mix, load)
-        await _send_ahead(connections[0], mix, requests)
         with tqdm(total=load.requests, unit="request", disable=not progress, desc="load test") as bar:
-            return await _Sender(connections, load, bar).run(requests)
+            return await _Sender(connections, load, bar).run(iter(requests))
     finally:
         for connection in connections:
             connection.close()
+
+
+async def send_ahead(url: str, pictures: Iterable[bytes], *, api_key: str | None = None) -> None:
+    """Store pictures, for requests that refer to them. Raises ConfigurationError, EngineUnavailable."""
+    async with Connection(_parse(url), api_key) as connection:
+        for image in pictures:
+            status, body = await connection.request("PUT", f"/images/{hashlib.sha256(image).hexdigest()}", image)
+            if status not in (200, 201):
+                answer = body[:300].decode(errors="replace")
+                raise ConfigurationError(f"the service does not take a picture ({status}): {answer}")
+
+
+def _parse(url: str) -> httpx.URL:
+    parsed = httpx.URL(url)
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigurationError(f"{url!r} is not the URL of a service: use one like http://127.0.0.1:8000")
+    return parsed
 
 
 def _requests(mix: Mix, load: Load) -> "Sequence[Item] | Iterator[Item]":
@@ -76,17 +97,14 @@ def _requests(mix: Mix, load: Load) -> "Sequence[Item] | Iterator[Item]":
     return list(itertools.islice(endless, load.requests)) if load.requests else endless
 
 
-async def _send_ahead(connection: Connection, mix: Mix, requests: "Sequence[Item] | Iterator[Item]") -> None:
+def _pictures(mix: Mix, requests: "Sequence[Item] | Iterator[Item]") -> Iterable[bytes]:
+    """What the requests refer to."""
     if mix.images != "reference":
-        return
+        return ()
     if mix.unique_images and not isinstance(requests, Sequence):
         raise ConfigurationError("unique images by reference need a number of requests: they are sent ahead")
     known = requests if isinstance(requests, Sequence) else items(mix, 0)
-    for image in dict.fromkeys(item.image for item in known if item.image is not None):
-        status, body = await connection.request("PUT", f"/images/{hashlib.sha256(image).hexdigest()}", image)
-        if status not in (200, 201):
-            answer = body[:300].decode(errors="replace")
-            raise ConfigurationError(f"the service does not take a picture ({status}): {answer}")
+    return dict.fromkeys(item.image for item in known if item.image is not None)
 
 
 class _Sender:
@@ -100,10 +118,9 @@ class _Sender:
         self._bar = bar
         self._run = Run()
 
-    async def run(self, requests: "Sequence[Item] | Iterator[Item]") -> Run:
+    async def run(self, source: Iterator[Item]) -> Run:
         started, cpu = time.perf_counter(), time.process_time()
         end = started + self._load.seconds if self._load.seconds else float("inf")
-        source = iter(requests)
         if self._load.rate is None:
             await asyncio.gather(*(self._closed(source, end) for _ in range(self._load.concurrency)))
         else:
@@ -139,5 +156,5 @@ class _Sender:
             status, body = await connection.request("POST", item.path, item.body)
         except BeholderError as error:
             status, body = FAILED, str(error).encode()
-        self._run.outcomes.append(Outcome(status, time.perf_counter() - due, item.samples, body))
+        self._run.outcomes.append(Outcome(item, status, time.perf_counter() - due, body))
         self._bar.update()

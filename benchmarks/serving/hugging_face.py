@@ -1,0 +1,103 @@
+"""The transformers engine against plain Hugging Face: one response at a time, and padded batches of eight.
+
+Plain means what a user writes: the checkpoint's processor on picture and text for every response, one forward of the
+base model, the head at the last token. Every contestant runs in this process, in turns, with all of its threads.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from beholder.checkpoint import read_checkpoint
+from beholder.engine import create_engine
+from beholder.load_test.mix import Mix, items
+from beholder.modeling.reward_model import RewardModel
+from beholder.prompts import Prompt, PromptRenderer
+from beholder.settings import load_settings
+from benchmarks.serving.samples import prompts_of
+
+BATCH = 8
+EQUAL_WITHIN = {torch.float32: 1e-4, torch.bfloat16: 0.5}
+
+
+@dataclass
+class Rates:
+    """Responses a second, a value a round."""
+
+    engine: list[float] = field(default_factory=list)
+    one_by_one: list[float] = field(default_factory=list)
+    padded: list[float] = field(default_factory=list)
+
+
+class PlainModel:
+    """The checkpoint through Hugging Face's classes alone."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        from transformers import AutoProcessor
+
+        self._model = RewardModel.from_checkpoint(folder, dtype)
+        self._processor: Any = AutoProcessor.from_pretrained(folder)
+        self.tokenizer = self._processor.tokenizer
+        self.tokenizer.padding_side = "right"
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[Prompt]) -> list[float]:
+        """Rewards of one padded batch."""
+        texts = [self.tokenizer.decode(prompt.token_ids) for prompt in prompts]
+        pictures = [image.pixels for prompt in prompts for image in prompt.images]
+        inputs = self._processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+        hidden = self._model.backbone(**inputs, use_cache=False).last_hidden_state
+        last = inputs["attention_mask"].sum(dim=1) - 1
+        rewards: list[float] = self._model.score(hidden[torch.arange(len(texts)), last].float()).squeeze(-1).tolist()
+        return rewards
+
+
+def measure(checkpoint: Path, mix: Mix, rounds: int, sample_every: int) -> Rates:
+    """Rates over `rounds`; the plain ways score every `sample_every`-th prompt of a round, all its responses.
+
+    Raises RuntimeError when their scores differ.
+    """
+    return asyncio.run(_measure(checkpoint, replace(mix, route="rank", images="value"), rounds, sample_every))
+
+
+async def _measure(folder: Path, mix: Mix, rounds: int, sample_every: int) -> Rates:
+    checkpoint = read_checkpoint(folder)
+    dtype = getattr(torch, checkpoint.manifest.dtype)
+    engine = create_engine(load_settings({"checkpoint": folder, "engine": "transformers"}), checkpoint)
+    await engine.start()
+    renderer, plain, rates = PromptRenderer.from_folder(folder), PlainModel(folder, dtype), Rates()
+    for number in tqdm(range(rounds + 1), desc=f"{folder.name} transformers engine", unit="round"):
+        groups = [prompts_of(renderer, item) for item in items(replace(mix, seed=1000 + number), 0)]
+        prompts = [prompt for group in groups for prompt in group]
+        part = [prompt for group in groups[::sample_every] for prompt in group]
+        started = time.perf_counter()
+        scores = await asyncio.gather(*map(engine.score, prompts))
+        engine_rate = len(prompts) / (time.perf_counter() - started)
+        alone_rate, alone = _timed(plain, [[prompt] for prompt in part])
+        padded_rate, padded = _timed(plain, [part[start : start + BATCH] for start in range(0, len(part), BATCH)])
+        known = {id(prompt): score.logit for prompt, score in zip(prompts, scores, strict=True)}
+        _require_equal([known[id(prompt)] for prompt in part], alone, padded, EQUAL_WITHIN[dtype])
+        if number:  # the first one warms up
+            rates.engine.append(engine_rate)
+            rates.one_by_one.append(alone_rate)
+            rates.padded.append(padded_rate)
+    await engine.stop()
+    return rates
+
+
+def _timed(plain: PlainModel, batches: Sequence[Sequence[Prompt]]) -> tuple[float, list[float]]:
+    started = time.perf_counter()
+    scores = [score for batch in batches for score in plain.score(batch)]
+    return len(scores) / (time.perf_counter() - started), scores
+
+
+def _require_equal(ours: Sequence[float], alone: Sequence[float], padded: Sequence[float], within: float) -> None:
+    worst = max(max(abs(a - b), abs(a - c)) for a, b, c in zip(ours, alone, padded, strict=True))
+    if worst > within:
+        raise RuntimeError(f"the engine's scores are {worst:.2g} from plain Hugging Face's")
