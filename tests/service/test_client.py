@@ -1,33 +1,37 @@
-"""The client, over a stand-in engine behind a real server and over a transport that answers what a test says."""
+"""The clients, over a stand-in engine behind a real server and over a transport that answers what a test says."""
 
-import io
+import asyncio
+import multiprocessing
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from signal import SIGINT
+from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
-from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
-from beholder.client import RewardClient, encode_image
+from beholder.client import AsyncRewardClient, RewardClient, Sample, Score
 from beholder.errors import (
     BeholderError,
-    DeadlineExceeded,
+    ConfigurationError,
     EmptyResponse,
     EngineError,
     EngineUnavailable,
     FingerprintMismatch,
     ImageError,
     ImageNotFound,
+    InvalidRequest,
+    InvalidText,
 )
 from beholder.prompts import PromptRenderer
-from beholder.server import bind, make_server
+from beholder.server import bind
 from beholder.settings import Settings
+from tests.service.serving import served
 from tests.service.stand_in import StandInEngine
 
 RESPONSES = ["It is red.", "It is blue.", "It is green."]
@@ -35,42 +39,86 @@ RESPONSES = ["It is red.", "It is blue.", "It is green."]
 
 @pytest.fixture
 def url(settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[str]:
-    server = make_server(create_app(settings, engine, checkpoint, renderer), settings)
-    listener = bind("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    while httpx.get(f"{url}/readyz").status_code != 200:
-        pass
-    yield url
-    server.handle_exit(SIGINT, None)
-    thread.join(10)
+    with served(settings, engine, checkpoint, renderer) as url:
+        yield url
 
 
 def test_rank_and_score_agree(url: str, golden_image: Path, checkpoint: Checkpoint) -> None:
     with RewardClient(url, fingerprint=checkpoint.fingerprint) as client:
         ranking = client.rank("Colour?", [golden_image], RESPONSES)
         scores = [client.score("Colour?", [golden_image], response) for response in RESPONSES]
+        best = client.best_of("Colour?", [golden_image], RESPONSES)
     assert ranking.scores == [score.score for score in scores]
     assert ranking.best == ranking.order[0] == ranking.ranks.index(0)
+    assert (best.index, best.response, best.score) == (ranking.best, RESPONSES[ranking.best], max(ranking.scores))
     assert ranking.fingerprint == checkpoint.fingerprint
     if checkpoint.manifest.calibration:
         assert ranking.normalized == [score.normalized for score in scores]
 
 
+def test_the_asynchronous_client_answers_the_same(url: str, golden_image: Path) -> None:
+    async def rank() -> Any:
+        async with AsyncRewardClient(url) as client:
+            return (await client.rank("Colour?", [golden_image], RESPONSES)).scores
+
+    with RewardClient(url) as client:
+        assert client.rank("Colour?", [golden_image], RESPONSES).scores == asyncio.run(rank())
+
+
+def test_one_asynchronous_client_serves_several_loops(url: str) -> None:
+    client = AsyncRewardClient(url)
+
+    async def score() -> float:
+        async with client:
+            return (await client.score("p", [], "r")).score
+
+    assert asyncio.run(score()) == asyncio.run(score())
+
+
+def test_many_come_back_in_order(url: str, golden_image: Path) -> None:
+    samples = [Sample("Colour?", [golden_image], f"Number {number}.") for number in range(20)]
+    with RewardClient(url, max_concurrency=4) as client:
+        scores = [score.score for score in client.score_many(samples)]
+        assert scores == [client.score(*sample).score for sample in samples]
+        rankings = client.rank_many([("Colour?", [golden_image], [sample.response]) for sample in samples])
+    assert [ranking.scores[0] for ranking in rankings] == scores
+
+
+def test_no_more_than_max_concurrency_are_in_flight(url: str, engine: StandInEngine) -> None:
+    engine.peak = 0  # golden samples ran at start
+    with RewardClient(url, max_concurrency=3) as client:
+        client.score_many([("p", [], f"r{number}") for number in range(30)])
+    assert 1 < engine.peak <= 3
+
+
+def test_the_first_error_of_many_is_raised(url: str) -> None:
+    with RewardClient(url) as client, pytest.raises(EmptyResponse):
+        client.score_many([("p", [], "r"), ("p", [], " "), ("p", [], "r")])
+
+
+def test_an_error_can_stand_in_its_sample_s_place(url: str) -> None:
+    with RewardClient(url) as client:
+        first, failed, last = client.try_score_many([("p", [], "r"), ("p", [], " "), ("p", [], "r")])
+    assert isinstance(first, Score)
+    assert isinstance(last, Score)
+    assert first.score == last.score
+    assert isinstance(failed, EmptyResponse)
+
+
+def test_progress_is_shown_on_request(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with RewardClient(url) as client:
+        client.score_many([("p", [], "r")])
+        assert capsys.readouterr().err == ""
+        client.score_many([("p", [], "r")] * 2, progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
 def test_images_come_as_file_bytes_or_picture(url: str, golden_image: Path) -> None:
     with RewardClient(url) as client, Image.open(golden_image) as picture:
-        given = (golden_image, str(golden_image), golden_image.read_bytes())
+        row = {"bytes": golden_image.read_bytes(), "path": None}
+        given = (golden_image, str(golden_image), golden_image.read_bytes(), row, {"path": str(golden_image)})
         assert len({client.score("p", [image], "r").score for image in given}) == 1
         client.score("p", [picture], "r")
-
-
-def test_a_picture_is_sent_without_loss() -> None:
-    picture = Image.new("RGB", (3, 2), (1, 2, 3))
-    import base64
-
-    with Image.open(io.BytesIO(base64.b64decode(encode_image(picture)))) as sent:
-        assert sent.tobytes() == picture.tobytes()
 
 
 def test_messages_are_a_prompt_too(url: str) -> None:
@@ -80,16 +128,50 @@ def test_messages_are_a_prompt_too(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "response", "error"), [([], "", EmptyResponse), ([b"not an image"], "r", ImageError)]
+    ("prompt", "images", "response", "error"),
+    [
+        ("p", [], "", EmptyResponse),
+        ("p", [b"not an image"], "r", ImageError),
+        ("p", "picture.png", "r", InvalidRequest),
+        ("p", [object()], "r", ImageError),
+        ("\ud800", [], "r", InvalidText),
+        ("p", [], "\ud800", InvalidText),
+        ([{"role": "user", "content": object()}], [], "r", InvalidRequest),
+    ],
 )
-def test_errors_arrive_as_their_class(url: str, images: list[bytes], response: str, error: type[BeholderError]) -> None:
+def test_mistakes_arrive_as_their_class(
+    url: str, prompt: Any, images: Sequence[Any], response: str, error: type[BeholderError]
+) -> None:
     with RewardClient(url) as client, pytest.raises(error):
-        client.score("p", images, response)
+        client.score(prompt, images, response)
+
+
+def test_a_string_is_not_taken_for_a_list_of_responses(url: str) -> None:
+    with RewardClient(url) as client, pytest.raises(InvalidRequest, match="responses"):
+        client.rank("p", [], "one response")
+
+
+def test_a_refused_image_is_named_by_its_place(url: str, golden_image: Path) -> None:
+    with RewardClient(url) as client, pytest.raises(ImageError, match=r"images\[1\]"):
+        client.score("p", [golden_image, b"not an image"], "r")
 
 
 def test_a_pinned_fingerprint_refuses_another_checkpoint(url: str) -> None:
     with RewardClient(url, fingerprint="0" * 64) as client, pytest.raises(FingerprintMismatch):
         client.score("p", [], "r")
+
+
+def test_the_first_fingerprint_can_be_pinned() -> None:
+    fingerprints = iter(["a" * 64, "a" * 64, "b" * 64])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        usage = {"prompt_tokens": 1, "cached_tokens": 0}
+        return httpx.Response(200, json={"scores": [1.0], "fingerprint": next(fingerprints), "usage": usage})
+
+    with RewardClient("http://t", fingerprint="first", transport=httpx.MockTransport(answer)) as client:
+        assert client.score("p", [], "r").score == client.score("p", [], "r").score == 1.0
+        with pytest.raises(FingerprintMismatch):
+            client.score("p", [], "r")
 
 
 def test_a_missing_file_is_named_before_anything_is_sent() -> None:
@@ -100,34 +182,74 @@ def test_a_missing_file_is_named_before_anything_is_sent() -> None:
 def test_nobody_listening_is_engine_unavailable() -> None:
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-    with RewardClient(f"http://127.0.0.1:{port}") as client, pytest.raises(EngineUnavailable, match=str(port)):
+    url = f"http://secret:password@127.0.0.1:{port}"
+    with RewardClient(url, retries=1) as client, pytest.raises(EngineUnavailable, match=str(port)) as raised:
         client.score("p", [], "r")
+    assert "password" not in str(raised.value)
+
+
+@pytest.mark.parametrize("urls", [[], "localhost:8000", ["http://t", "http://t/"], "http://", "http://[::1"])
+def test_unusable_urls_are_refused(urls: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        RewardClient(urls)
 
 
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (httpx.Response(502, text="<html>bad gateway"), EngineError),
+        (httpx.Response(502, text="<html>bad gateway"), EngineUnavailable),
         (httpx.Response(200, text="welcome to nginx"), EngineError),
         (httpx.Response(400, json={"code": "of-the-future", "detail": "x"}), EngineError),
         (httpx.Response(503, json={"code": "overloaded", "detail": "full"}), EngineError),
+        (httpx.Response(200, json={"scores": [1.0, 2.0]}), EngineError),
+        (httpx.Response(200, json={"scores": []}), EngineError),
+        (httpx.Response(200, json={"scores": [None]}), EngineError),
+        (httpx.Response(200, json={"scores": [1.0]}), EngineError),
+        (httpx.Response(200, json={"scores": [True]}), EngineError),
     ],
 )
 def test_what_is_not_an_answer_raises(answer: httpx.Response, error: type[BeholderError]) -> None:
     transport = httpx.MockTransport(lambda _: answer)
-    with RewardClient("http://t", transport=transport) as client, pytest.raises(error):
+    with RewardClient("http://t", retries=0, transport=transport) as client, pytest.raises(error):
         client.score("p", [], "r")
 
 
-def test_a_slow_service_is_a_missed_deadline() -> None:
-    def slow(request: httpx.Request) -> httpx.Response:
-        raise httpx.ReadTimeout("slow", request=request)
+def test_works_inside_a_running_event_loop(url: str) -> None:
+    with RewardClient(url) as client:
 
-    with RewardClient("http://t", transport=httpx.MockTransport(slow)) as client, pytest.raises(DeadlineExceeded):
+        async def score() -> float:
+            return client.score("p", [], "r").score
+
+        assert asyncio.run(score()) == client.score("p", [], "r").score
+
+
+def test_works_from_many_threads(url: str) -> None:
+    with RewardClient(url) as client, ThreadPoolExecutor(8) as pool:
+        scores = list(pool.map(lambda number: client.score("p", [], f"r{number % 4}").score, range(32)))
+    assert scores == scores[:4] * 8
+
+
+def test_works_in_a_forked_process(url: str) -> None:
+    with RewardClient(url) as client:
+        expected = client.score("p", [], "r").score
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        child = context.Process(target=lambda: answers.put(client.score("p", [], "r").score))
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+        assert answers.get() == expected
+        assert client.score("p", [], "r").score == expected
+
+
+def test_no_thread_is_left_behind(url: str) -> None:
+    with RewardClient(url) as client:
         client.score("p", [], "r")
+    assert not [thread for thread in threading.enumerate() if thread.name == "beholder-client"]
 
 
 @pytest.mark.parametrize("module", ["beholder", "beholder.client", "beholder.errors", "beholder.cli"])
 def test_a_trainer_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*{{'torch', 'vllm', 'fastapi', 'transformers', 'PIL'}} & sys.modules.keys())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "")

@@ -1,0 +1,157 @@
+"""From an HTTP answer to a typed result or an error of `beholder.errors`, and whether to ask again.
+
+docs/errors.md is the contract: 503 is retried by its code, so is what a gateway says for a replica that is gone (502,
+503, 504 without a code of ours). No other status is, least of all a 4xx.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypeVar
+
+import httpx
+
+from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageUnknown
+
+GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """`score` is the raw logit; `normalized` is None when the checkpoint is not calibrated."""
+
+    score: float
+    normalized: float | None
+    fingerprint: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """`ranks[i]` is the rank of response i (0 is best), `order` the responses from best to worst."""
+
+    scores: list[float]
+    normalized: list[float] | None
+    ranks: list[int]
+    order: list[int]
+    best: int
+    fingerprint: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The response with the greatest reward, its index among the candidates, and its reward."""
+
+    response: str
+    index: int
+    score: float
+
+
+Result = TypeVar("Result", Score, Ranking)
+
+
+class Failed(Exception):
+    """An attempt that may succeed when repeated, after `retry_after_s`; `gone` when the replica itself did not answer.
+
+    Callers of the client never see it.
+    """
+
+    def __init__(self, error: BeholderError, retry_after_s: float = 0, gone: bool = False) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retry_after_s = retry_after_s
+        self.gone = gone
+
+
+def read_score(answer: Mapping[str, Any]) -> Score:
+    """Raises EngineError on an answer that is not one."""
+    (score,) = _rewards(answer, "scores", 1)
+    normalized = _rewards(answer, "normalized", 1)[0] if answer.get("normalized") is not None else None
+    return _build(Score, {**answer, "score": score, "normalized": normalized})
+
+
+def read_ranking(answer: Mapping[str, Any], count: int) -> Ranking:
+    """Of `count` responses. Raises EngineError on an answer that is not one."""
+    _rewards(answer, "scores", count)
+    return _build(Ranking, {"normalized": None, **answer})
+
+
+def read_body(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of a success. Raises Failed for what is worth another attempt, else BeholderError."""
+    body = _json(response)
+    if response.is_success and body is not None:
+        return body
+    if response.is_success and "json" in response.headers.get("content-type", ""):
+        raise Failed(EngineError(f"{_place(response)}: the answer breaks off"))
+    error = _error(response, body)
+    code = None if body is None else body.get("code")
+    if response.status_code == 503 or (response.status_code in GATEWAY_STATUSES and code is None):
+        # Only a replica that could still speak for itself says that it is overloaded.
+        gone = code in (None, EngineUnavailable.code)
+        raise Failed(error, _retry_after_s(response), gone)
+    raise error
+
+
+def _json(response: httpx.Response) -> dict[str, Any] | None:
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _error(response: httpx.Response, body: dict[str, Any] | None) -> BeholderError:
+    status = response.status_code
+    if body is None:
+        kind = EngineUnavailable if status in GATEWAY_STATUSES else EngineError
+        return kind(f"{_place(response)} answered {status} without JSON: is this a Beholder service?")
+    detail = str(body.get("detail", response.text))
+    found = _classes().get(body.get("code"), EngineError)
+    if found is ImageUnknown:
+        return ImageUnknown(detail, str(body.get("sha256", "")))
+    return found(detail)
+
+
+def _place(response: httpx.Response) -> str:
+    """The URL without a key that may stand in it."""
+    return str(response.request.url.copy_with(userinfo=b""))
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds, as the service sends them; a date, which gateways may send, is as good as none."""
+    text = response.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else 0.0
+
+
+def _rewards(answer: Mapping[str, Any], name: str, count: int) -> list[float]:
+    values = answer.get(name)
+    if not isinstance(values, list) or len(values) != count or not all(map(_is_finite, values)):
+        raise EngineError(f"the service answered {name} {values!r:.80}, not {count} finite numbers")
+    return values
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _build(kind: type[Result], answer: Mapping[str, Any]) -> Result:
+    """From the members that the class has a field for: a newer service may answer more."""
+    try:
+        members = {**answer, **answer["usage"]}
+        return kind(**{field.name: members[field.name] for field in fields(kind)})
+    except (KeyError, TypeError) as missing:
+        raise EngineError(f"the service's answer lacks {missing}: is this a Beholder service?") from None
+
+
+def _classes() -> dict[object, type[BeholderError]]:
+    return {error.code: error for error in _tree(BeholderError)}
+
+
+def _tree(root: type[BeholderError]) -> Iterator[type[BeholderError]]:
+    """Children first, so that a code which a child inherits stays its parent's."""
+    for child in root.__subclasses__():
+        yield from _tree(child)
+    yield root

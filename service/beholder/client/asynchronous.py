@@ -1,0 +1,196 @@
+"""The client on asyncio: every request, retry and failover is here; the synchronous one drives it."""
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+import httpx
+from tqdm import tqdm
+
+from beholder.client.answers import Best, Ranking, Score, read_ranking, read_score
+from beholder.client.attempts import Attempts
+from beholder.client.exchange import Channel
+from beholder.client.inputs import ImageInput, Prompt, check_sequence
+from beholder.client.replicas import open_replicas, rendezvous
+from beholder.client.requests import make_call
+from beholder.errors import BeholderError, ConfigurationError, DeadlineExceeded, FingerprintMismatch
+
+CONNECT_S: Final = 10.0
+FIRST: Final = "first"
+"""As `fingerprint`: pin the checkpoint of the first answer."""
+Result = TypeVar("Result")
+
+
+class Sample(NamedTuple):
+    """What `score` takes, for score_many; a plain tuple will do."""
+
+    prompt: Prompt
+    images: Sequence[ImageInput]
+    response: str
+
+
+class Candidates(NamedTuple):
+    """What `rank` takes, for rank_many; a plain tuple will do."""
+
+    prompt: Prompt
+    images: Sequence[ImageInput]
+    responses: Sequence[str]
+
+
+Samples = Iterable[Sample | tuple[Prompt, Sequence[ImageInput], str]]
+CandidateSets = Iterable[Candidates | tuple[Prompt, Sequence[ImageInput], Sequence[str]]]
+
+
+class AsyncRewardClient:
+    """Scores and ranks with the service at one base URL, or at several that serve the same checkpoint.
+
+    A call returns the service's answer or raises BeholderError within `deadline_s` seconds, counted from when it gets
+    one of the `max_concurrency` places. Scoring has no side effects, so lost connections and 503 are retried
+    (`retries`), at another URL where there is one; a mistake of the caller (4xx) never is. An attempt may take
+    `attempt_s` seconds, where that is set: with several URLs, a replica that hangs costs that and no more.
+
+    `fingerprint` pins the checkpoint ("first": that of the first answer); an answer of another raises
+    FingerprintMismatch. `transport` replaces the network. Calls may come from several event loops. Raises
+    ConfigurationError on arguments that cannot be used.
+    """
+
+    def __init__(
+        self,
+        base_urls: str | Sequence[str],
+        *,
+        api_key: str | None = None,
+        fingerprint: str | None = None,
+        deadline_s: float = 300,
+        attempt_s: float | None = None,
+        max_concurrency: int = 32,
+        retries: int = 10,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if deadline_s <= 0 or max_concurrency < 1:
+            raise ConfigurationError(f"deadline_s {deadline_s} and max_concurrency {max_concurrency} must be positive")
+        self._replicas = open_replicas(base_urls)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._pinned = {} if fingerprint in (None, FIRST) else {FIRST: fingerprint}
+        self._pins = fingerprint is not None
+        self._deadline_s = deadline_s
+        self._attempt_s = attempt_s
+        self._max_concurrency = max_concurrency
+        self._retries = retries
+        self._transport = transport
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop; a later call opens new ones."""
+        here = self._loops.pop(asyncio.get_running_loop(), None)
+        if here is not None:
+            await here.channel.close()
+
+    async def score(self, prompt: Prompt, images: Sequence[ImageInput], response: str) -> Score:
+        """The reward of one response. Raises BeholderError."""
+        return read_score(await self._ask("/score", prompt, images, {"response": response}))
+
+    async def rank(self, prompt: Prompt, images: Sequence[ImageInput], responses: Sequence[str]) -> Ranking:
+        """The rewards of all responses and their order. Raises BeholderError."""
+        check_sequence("responses", responses)
+        answer = await self._ask("/rank", prompt, images, {"responses": list(responses)})
+        return read_ranking(answer, len(responses))
+
+    async def best_of(self, prompt: Prompt, images: Sequence[ImageInput], responses: Sequence[str]) -> Best:
+        """The response with the greatest reward. Raises BeholderError."""
+        ranking = await self.rank(prompt, images, responses)
+        return Best(responses[ranking.best], ranking.best, ranking.scores[ranking.best])
+
+    async def score_many(self, samples: Samples, *, progress: bool = False) -> list[Score]:
+        """The reward of each sample, in order. The first error is raised, and the rest is cancelled."""
+        return await self._each(self.score, samples, progress)
+
+    async def try_score_many(self, samples: Samples, *, progress: bool = False) -> list[Score | BeholderError]:
+        """The reward of each sample, in order, with its error in its place where it failed."""
+
+        async def attempt(*sample: Any) -> Score | BeholderError:
+            try:
+                return await self.score(*sample)
+            except BeholderError as error:
+                return error
+
+        return await self._each(attempt, samples, progress)
+
+    async def rank_many(self, sets: CandidateSets, *, progress: bool = False) -> list[Ranking]:
+        """The ranking of each set, in order. The first error is raised, and the rest is cancelled."""
+        return await self._each(self.rank, sets, progress)
+
+    async def _each(
+        self, function: Callable[..., Awaitable[Result]], items: Iterable[tuple[Any, ...]], progress: bool
+    ) -> list[Result]:
+        everything = list(items)
+        results: dict[int, Result] = {}
+        numbers = iter(range(len(everything)))
+        with tqdm(total=len(everything), desc="scoring", unit="request", disable=not progress) as bar:
+
+            async def work() -> None:
+                for number in numbers:
+                    results[number] = await function(*everything[number])
+                    bar.update()
+
+            workers = [asyncio.ensure_future(work()) for _ in range(min(self._max_concurrency, len(everything)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        return [results[number] for number in range(len(everything))]
+
+    async def _ask(
+        self, path: str, prompt: Prompt, images: Sequence[ImageInput], rest: dict[str, Any]
+    ) -> dict[str, Any]:
+        check_sequence("images", images)
+        here = self._loop()
+        attempts: Attempts | None = None
+        async with here.places:
+            try:
+                async with asyncio.timeout(self._deadline_s) as deadline:
+                    call = await asyncio.to_thread(make_call, path, prompt, images, rest)
+                    attempts = Attempts(rendezvous(self._replicas, call.key), self._retries)
+                    answer = await here.channel.exchange(call, attempts, deadline.when() or 0)
+            except TimeoutError:
+                before = f"; before that: {attempts.last}" if attempts and attempts.last else ""
+                raise DeadlineExceeded(f"{path} was not answered within {self._deadline_s:g} s{before}") from None
+        self._check(answer.get("fingerprint"))
+        return answer
+
+    def _loop(self) -> "_Loop":
+        running = asyncio.get_running_loop()
+        here = self._loops.get(running)
+        if here is None:
+            # The deadline bounds everything but connecting, where another replica may be quicker.
+            http = httpx.AsyncClient(
+                headers=self._headers,
+                timeout=httpx.Timeout(None, connect=CONNECT_S),
+                limits=httpx.Limits(max_keepalive_connections=self._max_concurrency),
+                transport=self._transport,
+            )
+            places = asyncio.Semaphore(self._max_concurrency)
+            here = self._loops[running] = _Loop(Channel(http, self._attempt_s), places)
+        return here
+
+    def _check(self, fingerprint: object) -> None:
+        if not self._pins:
+            return
+        pinned = self._pinned.setdefault(FIRST, str(fingerprint))
+        if fingerprint != pinned:
+            raise FingerprintMismatch(f"the service answered with {str(fingerprint)[:12]}..., pinned is {pinned}")
+
+
+class _Loop(NamedTuple):
+    """What belongs to one event loop."""
+
+    channel: Channel
+    places: asyncio.Semaphore

@@ -1,0 +1,113 @@
+"""One call and the replicas: attempts, failover, images sent ahead, and what the network does.
+
+Bound to one event loop, as connections are.
+"""
+
+import asyncio
+import weakref
+from typing import Any, Final
+
+import httpx
+
+from beholder.client.answers import Failed, read_body
+from beholder.client.attempts import Attempts
+from beholder.client.inputs import EncodedImage
+from beholder.client.replicas import Replica
+from beholder.client.requests import Call, encode_body
+from beholder.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    EngineUnavailable,
+    ImageError,
+    ImageStoreFull,
+    ImageUnknown,
+)
+
+_KINDS: Final = {"POST": "application/json", "PUT": "application/octet-stream"}
+
+
+class Channel:
+    """Connections of one event loop, and a lock for each image on its way, so that it is sent once.
+
+    `attempt_s` bounds one request; None leaves that to the deadline of the call.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, attempt_s: float | None) -> None:
+        self._http = http
+        self._attempt_s = attempt_s
+        self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def exchange(self, call: Call, attempts: Attempts, deadline: float) -> dict[str, Any]:
+        """The answer of the first replica that gives one, before `deadline` on the loop's clock."""
+        while True:
+            replica = attempts.next()
+            try:
+                answer = await self._attempt(replica, call)
+            except Failed as failed:
+                if failed.gone:
+                    replica.mark_down()
+                wait_s = attempts.wait_s(failed)
+                if wait_s is None or asyncio.get_running_loop().time() + wait_s >= deadline:
+                    raise failed.error.at(f"given up after {attempts.made} attempts") from None
+                await asyncio.sleep(wait_s)
+            else:
+                replica.mark_up()
+                return answer
+
+    async def _attempt(self, replica: Replica, call: Call) -> dict[str, Any]:
+        """One replica's answer. An image that it does not know is sent again, and at last with the request itself:
+        behind one URL may be several stores."""
+        for _ in range(2):
+            try:
+                return await self._post(replica, call, [await self._refer(replica, image)
+                                                                 for image in call.images])  # fmt: skip
+            except ImageUnknown:
+                replica.forget(image.sha256 for image in call.images)
+        return await self._post(replica, call, [image.base64 for image in call.images])
+
+    async def _post(self, replica: Replica, call: Call, images: list[Any]) -> dict[str, Any]:
+        return await self._send(replica, "POST", call.path, encode_body({**call.body, "images": images}))
+
+    async def _refer(self, replica: Replica, image: EncodedImage) -> Any:
+        """What stands for the image in a request to `replica`, which has it then; the image itself when its store is
+        full."""
+        async with self._lock(replica, image.sha256):
+            if not replica.has(image.sha256):
+                try:
+                    receipt = await self._send(replica, "PUT", f"/images/{image.sha256}", image.data)
+                except Failed as failed:
+                    if isinstance(failed.error, ImageStoreFull):
+                        return image.base64
+                    raise
+                except ImageError as error:
+                    raise error.at(f"images[{image.index}]") from None
+                replica.remember(image.sha256, float(receipt["expires_in_s"]))
+        return {"sha256": image.sha256}
+
+    async def _send(self, replica: Replica, method: str, path: str, content: bytes) -> dict[str, Any]:
+        """Raises Failed for what is worth another attempt, else BeholderError."""
+        place = f"{replica.name}{path}"
+        try:
+            async with asyncio.timeout(self._attempt_s):
+                response = await self._http.request(
+                    method, f"{replica.url}{path}", content=content, headers={"Content-Type": _KINDS[method]}
+                )
+        except TimeoutError:
+            error = DeadlineExceeded(f"{place} did not answer within {self._attempt_s:g} s")
+            raise Failed(error, gone=True) from None
+        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as wrong:
+            raise ConfigurationError(f"{place} cannot be asked: {wrong}") from None
+        except httpx.RequestError as lost:
+            reason = str(lost) or type(lost).__name__
+            raise Failed(EngineUnavailable(f"{place} cannot be reached: {reason}"), gone=True) from None
+        return read_body(response)
+
+    def _lock(self, replica: Replica, sha256: str) -> asyncio.Lock:
+        key = (replica.name, sha256)
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock

@@ -1,0 +1,81 @@
+"""Which of several base URLs a request goes to, which of them are down, and which images each has.
+
+Rendezvous hashing: a URL's weight for a request is the hash of both, and the heaviest URL that answers is asked. So all
+responses to one prompt and its images meet the same caches, and when a replica goes, only its own requests move.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import httpx
+
+from beholder.errors import ConfigurationError
+
+DOWN_S: Final = 5.0
+"""How long a replica that did not answer is passed over while others do."""
+MAX_KNOWN_IMAGES: Final = 100_000
+EXPIRY_MARGIN_S: Final = 5.0
+
+
+class Replica:
+    """One base URL: when it is down, and the images that it is known to have."""
+
+    def __init__(self, base_url: str) -> None:
+        self.url = _checked(base_url)
+        self.name = str(self.url.copy_with(userinfo=b"")).rstrip("/")
+        self._down_until = 0.0
+        self._images: OrderedDict[str, float] = OrderedDict()
+
+    @property
+    def down(self) -> bool:
+        return time.monotonic() < self._down_until
+
+    def mark_down(self) -> None:
+        self._down_until = time.monotonic() + DOWN_S
+
+    def mark_up(self) -> None:
+        self._down_until = 0.0
+
+    def has(self, sha256: str) -> bool:
+        return self._images.get(sha256, 0) > time.monotonic()
+
+    def remember(self, sha256: str, expires_in_s: float) -> None:
+        self._images.pop(sha256, None)
+        self._images[sha256] = time.monotonic() + expires_in_s - EXPIRY_MARGIN_S
+        if len(self._images) > MAX_KNOWN_IMAGES:
+            self._images.popitem(last=False)
+
+    def forget(self, images: Iterable[str]) -> None:
+        for sha256 in images:
+            self._images.pop(sha256, None)
+
+
+def open_replicas(base_urls: str | Sequence[str]) -> list[Replica]:
+    """Raises ConfigurationError on no URL, one twice, or one that is not http or https."""
+    urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
+    replicas = [Replica(url) for url in urls]
+    if not replicas or len({replica.name for replica in replicas}) < len(replicas):
+        raise ConfigurationError(f"base URLs: give at least one, each once, not {urls}")
+    return replicas
+
+
+def rendezvous(replicas: Sequence[Replica], key: str) -> list[Replica]:
+    """The replicas in the order in which a request with `key` asks them."""
+
+    def weight(replica: Replica) -> bytes:
+        return hashlib.sha256(f"{replica.name}\n{key}".encode("utf-8", "surrogatepass")).digest()
+
+    return sorted(replicas, key=weight, reverse=True)
+
+
+def _checked(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url.strip().rstrip("/"))
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ConfigurationError(f"base URL {base_url!r}: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigurationError(f"base URL {str(base_url)!r}: write http://host:port")
+    return url

@@ -1,0 +1,118 @@
+"""The client for code without an event loop: it drives the asynchronous one on a thread of its own."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
+
+import httpx
+
+from beholder.client.answers import Best, Ranking, Score
+from beholder.client.asynchronous import AsyncRewardClient, CandidateSets, Samples
+from beholder.client.inputs import ImageInput, Prompt
+from beholder.errors import BeholderError
+
+Result = TypeVar("Result")
+_forked: Final[list["_LoopThread"]] = []
+"""Loops of a parent process: a child that closed one would take its parent's sockets out of the parent's selector."""
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of AsyncRewardClient."""
+
+    api_key: str | None
+    fingerprint: str | None
+    deadline_s: float
+    attempt_s: float | None
+    max_concurrency: int
+    retries: int
+    transport: httpx.AsyncBaseTransport | None
+
+
+class RewardClient:
+    """AsyncRewardClient with its arguments and methods, without await.
+
+    Works within a running event loop (which waits meanwhile), from several threads, and in a forked process, which gets
+    connections of its own.
+    """
+
+    def __init__(self, base_urls: str | Sequence[str], **options: Unpack[Options]) -> None:
+        self._client = AsyncRewardClient(base_urls, **options)
+        self._thread: _LoopThread | None = None
+        self._starting = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        thread, self._thread = self._thread, None
+        if thread is not None and thread.pid == os.getpid():
+            thread.run(self._client.aclose())
+            thread.stop()
+
+    def score(self, prompt: Prompt, images: Sequence[ImageInput], response: str) -> Score:
+        """The reward of one response. Raises BeholderError."""
+        return self._run(self._client.score(prompt, images, response))
+
+    def rank(self, prompt: Prompt, images: Sequence[ImageInput], responses: Sequence[str]) -> Ranking:
+        """The rewards of all responses and their order. Raises BeholderError."""
+        return self._run(self._client.rank(prompt, images, responses))
+
+    def best_of(self, prompt: Prompt, images: Sequence[ImageInput], responses: Sequence[str]) -> Best:
+        """The response with the greatest reward. Raises BeholderError."""
+        return self._run(self._client.best_of(prompt, images, responses))
+
+    def score_many(self, samples: Samples, *, progress: bool = False) -> list[Score]:
+        """The reward of each sample, in order. The first error is raised, and the rest is cancelled."""
+        return self._run(self._client.score_many(samples, progress=progress))
+
+    def try_score_many(self, samples: Samples, *, progress: bool = False) -> list[Score | BeholderError]:
+        """The reward of each sample, in order, with its error in its place where it failed."""
+        return self._run(self._client.try_score_many(samples, progress=progress))
+
+    def rank_many(self, sets: CandidateSets, *, progress: bool = False) -> list[Ranking]:
+        """The ranking of each set, in order. The first error is raised, and the rest is cancelled."""
+        return self._run(self._client.rank_many(sets, progress=progress))
+
+    def _run(self, call: Coroutine[Any, Any, Result]) -> Result:
+        thread = self._thread
+        if thread is None or thread.pid != os.getpid():
+            thread = self._start()
+        return thread.run(call)
+
+    def _start(self) -> "_LoopThread":
+        with self._starting:
+            if self._thread is not None and self._thread.pid != os.getpid():
+                _forked.append(self._thread)
+                self._thread = None
+            if self._thread is None:
+                self._thread = _LoopThread()
+            return self._thread
+
+
+class _LoopThread:
+    """An event loop that runs on a daemon thread of the process `pid`."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="beholder-client", daemon=True)
+        self._thread.start()
+
+    def run(self, call: Coroutine[Any, Any, Result]) -> Result:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # on Ctrl-C nothing goes on for nobody
+
+    def stop(self) -> None:
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,215 @@
+"""The pixels that the service decodes are the caller's, bit for bit, from every kind of image; each is sent once."""
+
+import asyncio
+import io
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from beholder.client import AsyncRewardClient, RewardClient, encode_image
+from beholder.errors import ImageError
+from beholder.images import _to_rgb, load_image
+from tests.pictures import encode, png
+
+NOISE = np.random.default_rng(0)
+WIDTH, HEIGHT = 37, 23
+
+
+def noise(*channels: int, dtype: Any = np.uint8) -> Any:
+    return NOISE.integers(0, np.iinfo(dtype).max, (HEIGHT, WIDTH, *channels), dtype, endpoint=True)
+
+
+def colours() -> Image.Image:
+    return Image.fromarray(noise(3))
+
+
+def palette() -> Image.Image:
+    return colours().quantize(17)
+
+
+def transparent_palette() -> Image.Image:
+    picture = palette()
+    picture.info["transparency"] = bytes([0, 100, 255])
+    return picture
+
+
+def one_transparent_colour() -> Image.Image:
+    picture = colours()
+    picture.info["transparency"] = picture.getpixel((0, 0))
+    return picture
+
+
+def gif() -> Image.Image:
+    picture = Image.open(io.BytesIO(encode(colours(), "GIF")))
+    picture.load()
+    return picture
+
+
+def sixteen_bit(mode: str, values: Any = None) -> Image.Image:
+    values = noise(dtype=np.uint16) if values is None else values
+    return Image.frombytes(mode, (WIDTH, HEIGHT), values.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+
+
+def rotated_jpeg() -> Image.Image:
+    """As PIL opens it: the rotation is a note beside the pixels, which the caller has not applied."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return Image.open(io.BytesIO(encode(colours(), "JPEG", exif=exif)))
+
+
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "RGB": colours,
+    "RGBA": lambda: Image.fromarray(noise(4)),
+    "L": lambda: Image.fromarray(noise()),
+    "LA": lambda: Image.fromarray(noise(4)).convert("LA"),
+    "1": lambda: Image.fromarray(noise()).convert("1"),
+    "P": palette,
+    "P, transparent": transparent_palette,
+    "RGB, transparent": one_transparent_colour,
+    "GIF": gif,
+    "I;16": lambda: sixteen_bit("I;16"),
+    "I": lambda: sixteen_bit("I;16").convert("I"),
+    "CMYK": lambda: colours().convert("CMYK"),
+    "YCbCr": lambda: colours().convert("YCbCr"),
+    "RGBa": lambda: Image.fromarray(noise(4)).convert("RGBa"),
+    "HSV": lambda: colours().convert("HSV"),
+    "WebP": lambda: Image.open(io.BytesIO(encode(colours(), "WEBP", lossless=True))),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_picture_s_pixels_arrive(kind: str) -> None:
+    picture = PICTURES[kind]()
+    received = load_image(encode_image(picture).data).pixels
+    assert received.tobytes() == _to_rgb(picture).tobytes()
+    assert received.size == (WIDTH, HEIGHT)
+
+
+def test_a_picture_arrives_as_it_stands_in_memory() -> None:
+    picture = rotated_jpeg()
+    received = load_image(encode_image(picture).data).pixels
+    assert received.tobytes() == picture.convert("RGB").tobytes()
+    upright = load_image(encode_image(ImageOps.exif_transpose(picture)).data).pixels
+    assert upright.size == (HEIGHT, WIDTH)
+
+
+def test_the_order_of_bytes_in_sixteen_bits_does_not_matter() -> None:
+    values = noise(dtype=np.uint16)
+    little, big = encode_image(sixteen_bit("I;16", values)), encode_image(sixteen_bit("I;16B", values))
+    assert load_image(little.data).pixels.tobytes() == load_image(big.data).pixels.tobytes()
+
+
+@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+def test_an_array_s_pixels_arrive(channels: tuple[int, ...]) -> None:
+    array = noise(*channels)
+    assert load_image(encode_image(array).data).pixels.tobytes() == _to_rgb(Image.fromarray(array)).tobytes()
+
+
+def test_a_sixteen_bit_array_s_pixels_arrive() -> None:
+    array = noise(dtype=np.uint16)
+    received = np.asarray(load_image(encode_image(array).data).pixels)
+    assert (received[:, :, 0] == array // 256).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_file_is_sent_as_it_is(form: str, tmp_path: Path) -> None:
+    data = encode(colours(), form)
+    (tmp_path / "picture").write_bytes(data)
+    for given in (data, tmp_path / "picture", str(tmp_path / "picture"), {"bytes": data}, bytearray(data)):
+        assert encode_image(given).data == data  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        noise(3).astype(np.float32),
+        noise(2),
+        noise(3).transpose(2, 0, 1),
+        noise(3)[None],
+        np.zeros((0, 4, 3), np.uint8),
+        Image.fromarray(noise().astype(np.float32)),
+        Image.fromarray(noise().astype(np.int32) - 5),
+        {"path": None},
+        {},
+        7,
+        None,
+    ],
+    ids=repr,
+)
+def test_what_would_have_to_be_guessed_is_refused(image: Any) -> None:
+    with pytest.raises(ImageError):
+        encode_image(image)
+
+
+class Store:
+    """A service that keeps images, forgets them when told to, and counts what is sent."""
+
+    def __init__(self) -> None:
+        self.stored: set[str] = set()
+        self.requests: Counter[str] = Counter()
+        self.forgets = False
+        self.full = False
+        self.inline: list[str] = []
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        import json
+
+        await asyncio.sleep(0.01)
+        self.requests[request.method] += 1
+        name = request.url.path.rpartition("/")[2]
+        if request.method == "PUT":
+            if self.full:
+                return problem(503, "image-store-full")
+            self.stored |= set() if self.forgets else {name}
+            return httpx.Response(201, json={"sha256": name, "expires_in_s": 100.0})
+        images = json.loads(request.content)["images"]
+        self.inline += [image for image in images if isinstance(image, str)]
+        if any(isinstance(image, dict) and image["sha256"] not in self.stored for image in images):
+            return problem(422, "image-unknown")
+        usage = {"prompt_tokens": 1, "cached_tokens": 0}
+        return httpx.Response(200, json={"scores": [1.0], "fingerprint": "f", "usage": usage})
+
+
+def problem(status: int, code: str) -> httpx.Response:
+    return httpx.Response(status, json={"code": code, "detail": code})
+
+
+@pytest.mark.anyio
+async def test_an_image_is_sent_once_however_many_ask_at_a_time() -> None:
+    store = Store()
+    async with AsyncRewardClient("http://t", transport=httpx.MockTransport(store)) as client:
+        await client.score_many([("p", [png(), png(colour=(1, 2, 3))], f"r{number}") for number in range(16)])
+    assert store.requests == {"PUT": 2, "POST": 16}
+    assert not store.inline
+
+
+def test_an_unknown_image_is_sent_again() -> None:
+    store = Store()
+    with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
+        client.score("p", [png()], "r")
+        store.stored.clear()  # it expired, or the service was restarted
+        client.score("p", [png()], "r")
+    assert store.requests == {"PUT": 2, "POST": 3}
+
+
+def test_where_no_reference_holds_the_image_goes_with_the_request() -> None:
+    """Several replicas without a common store behind one URL: the next request may meet another one each time."""
+    store = Store()
+    store.forgets = True
+    with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
+        assert client.score("p", [png()], "r").score == 1.0
+    assert len(store.inline) == 1
+
+
+def test_with_a_full_store_the_image_goes_with_the_request() -> None:
+    store = Store()
+    store.full = True
+    with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
+        assert client.score("p", [png()], "r").score == 1.0
+    assert len(store.inline) == 1

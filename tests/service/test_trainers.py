@@ -1,0 +1,263 @@
+"""What each trainer passes arrives at the service as the same sample, and what fails raises."""
+
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from beholder.errors import BeholderError, ConfigurationError, DataError, FingerprintMismatch, InvalidRequest
+from beholder.trainers import ms_swift, openrlhf, slime, trl, verl
+from beholder.trainers.rewards import Rewarder, RewardSettings, default_rewarder
+from tests.pictures import png
+
+PICTURE = png()
+OTHER = png(colour=(1, 2, 3))
+CHAT = [{"role": "user", "content": "Colour?"}]
+MARKED = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Colour?"}]}]
+
+
+def reference(data: bytes) -> dict[str, str]:
+    return {"sha256": hashlib.sha256(data).hexdigest()}
+
+
+@dataclass
+class Recorder:
+    """A service whose reward is the response's length; it refuses the responses that it is told to."""
+
+    refused: set[str] = field(default_factory=set)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    fingerprint: str = "f"
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            return httpx.Response(201, json={"expires_in_s": 100})
+        body = json.loads(request.content)
+        self.bodies.append(body)
+        if body["response"] in self.refused:
+            return httpx.Response(422, json={"code": "empty-response", "detail": "refused"})
+        score = float(len(body["response"]))
+        usage = {"prompt_tokens": 1, "cached_tokens": 0}
+        answer = {"scores": [score], "normalized": [-score], "fingerprint": self.fingerprint, "usage": usage}
+        return httpx.Response(200, json=answer)
+
+    def settings(self, **options: Any) -> RewardSettings:
+        return RewardSettings(("http://t",), transport=httpx.MockTransport(self), max_concurrency=1, **options)
+
+    def rewarder(self, **options: Any) -> Rewarder:
+        return Rewarder(self.settings(**options))
+
+    @property
+    def contexts(self) -> list[Any]:
+        return [(body.get("prompt") or body["messages"], body["images"]) for body in self.bodies]
+
+
+@pytest.fixture
+def service() -> Recorder:
+    return Recorder()
+
+
+def test_trl_passes_strings_and_columns(service: Recorder) -> None:
+    reward = trl.reward_function(service.settings())
+    rewards = reward(
+        prompts=["Colour?", "Colour?"],
+        completions=["Red.", "Blue!"],
+        image=[PICTURE, None],
+        completion_ids=[[1], [2]],
+        trainer_state=None,
+        log_extra=None,
+    )
+    assert rewards == [4.0, 5.0]
+    assert service.contexts == [("Colour?", [reference(PICTURE)]), ("Colour?", [])]
+
+
+@pytest.mark.parametrize("column", [{"image": [PICTURE]}, {"images": [[PICTURE]]}])
+def test_trl_passes_chats_with_images_beside(service: Recorder, column: dict[str, Any]) -> None:
+    reward = trl.reward_function(service.settings())
+    assert reward(prompts=[CHAT], completions=[[{"role": "assistant", "content": "Red."}]], **column) == [4.0]
+    assert service.contexts == [(MARKED, [reference(PICTURE)])]
+
+
+def test_trl_passes_chats_with_images_inside_as_grpo_prepares_them(service: Recorder) -> None:
+    """GRPOTrainer puts the column's images into the messages and passes the column as well."""
+    from trl.data_utils import prepare_multimodal_messages
+
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    two = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "or"}, {"type": "image"}]}]
+    prompts = [prepare_multimodal_messages(two, pictures)]
+    completions = [[{"role": "assistant", "content": [{"type": "text", "text": "Red."}]}]]
+    reward = trl.async_reward_function(service.settings())
+    assert asyncio.run(reward(prompts=prompts, completions=completions, images=[pictures])) == [4.0]  # type: ignore[arg-type]
+    ((messages, images),) = service.contexts
+    assert messages == two
+    assert len(images) == len({image["sha256"] for image in images}) == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"completions": [[{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]]},
+        {"images": ["picture.png"]},
+        {"images": [[PICTURE, PICTURE]], "prompts": [MARKED]},
+        {"images": [[]], "prompts": [MARKED]},
+        {"prompts": [[{"role": "user", "content": [{"type": "video", "video": "x"}]}]]},
+    ],
+)
+def test_trl_what_would_have_to_be_guessed_raises(service: Recorder, row: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        trl.reward_function(service.settings())(**{"prompts": [CHAT], "completions": ["Red."], **row})
+
+
+def test_a_failed_sample_raises_or_is_none_on_request(service: Recorder) -> None:
+    service.refused = {"Red."}
+    columns = {"prompts": ["Colour?"] * 2, "completions": ["Red.", "Blue!"]}
+    with pytest.raises(BeholderError):
+        trl.reward_function(service.settings())(**columns)
+    assert trl.reward_function(service.settings(failed="none"))(**columns) == [None, 5.0]
+
+
+def test_none_is_for_single_samples_not_for_a_run_that_is_broken(service: Recorder) -> None:
+    service.refused = {"Red.", "Blue!"}
+    columns = {"prompts": ["Colour?"] * 2, "completions": ["Red.", "Blue!"]}
+    with pytest.raises(BeholderError):
+        trl.reward_function(service.settings(failed="none"))(**columns)
+    service.refused = set()
+    with pytest.raises(FingerprintMismatch):
+        trl.reward_function(service.settings(failed="none", fingerprint="another"))(**columns)
+
+
+def test_rewards_are_normalized_on_request(service: Recorder) -> None:
+    assert trl.reward_function(service.settings(reward="normalized"))(["Colour?"], ["Red."]) == [-4.0]
+
+
+INFO = {"prompt": np.array(MARKED, dtype=object), "images": np.array([{"bytes": PICTURE, "path": None}])}
+
+
+def test_verl_finds_prompt_and_images_in_extra_info(service: Recorder) -> None:
+    rewarder = service.rewarder()
+    assert verl.compute_score("set", "Red.", None, INFO, rewarder=rewarder) == 4.0
+    assert asyncio.run(verl.compute_score_async("set", "Red.", None, INFO, rewarder=rewarder)) == 4.0
+    assert service.contexts == [(MARKED, [reference(PICTURE)])] * 2
+
+
+def test_verl_without_a_prompt_says_what_the_data_set_lacks(service: Recorder) -> None:
+    with pytest.raises(DataError, match="extra_info"):
+        verl.compute_score("set", "Red.", None, {"index": 3}, rewarder=service.rewarder())
+
+
+@pytest.mark.parametrize("kind", [ms_swift.BeholderORM, ms_swift.AsyncBeholderORM])
+def test_ms_swift_passes_messages_that_end_with_the_completion(service: Recorder, kind: Any) -> None:
+    function = kind(args=None, rewarder=service.rewarder())
+    messages = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        for text, answer in (("<image>Colour?", "Red."), ("Colour?", "Blue!"), ("Colour?", "Green?"))
+    ]
+    images = [[{"bytes": PICTURE, "path": None}], [{"bytes": OTHER, "path": None}], []]
+    rewards = function(["Red.", "Blue!", "Green?"], messages=messages, images=images, trainer_state=None)
+    if asyncio.iscoroutine(rewards):
+        rewards = asyncio.run(rewards)
+    assert rewards == [4.0, 5.0, 6.0]
+    assert service.contexts == [(MARKED, [reference(PICTURE)]), (MARKED, [reference(OTHER)]), (CHAT, [])]
+
+
+def test_ms_swift_another_number_of_tags_than_images_raises(service: Recorder) -> None:
+    messages = [[{"role": "user", "content": "<image><image>?"}, {"role": "assistant", "content": "Red."}]]
+    with pytest.raises(InvalidRequest, match="2 <image>"):
+        ms_swift.BeholderORM(rewarder=service.rewarder())(["Red."], messages=messages, images=[[PICTURE]])
+
+
+@dataclass
+class SlimeSample:
+    """The fields of slime's Sample that are read."""
+
+    prompt: Any
+    response: str
+    multimodal_inputs: dict[str, Any] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SlimeArguments:
+    apply_chat_template: bool = False
+
+
+def test_slime_passes_one_sample_or_a_group(service: Recorder) -> None:
+    filled = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Colour?"}]}]
+    templated = SlimeSample("<|im_start|>...", "Blue!", {"images": [PICTURE]}, {"prompt": CHAT})
+    group = [SlimeSample(filled, "Red.", {"images": [OTHER]}), templated, SlimeSample("Colour?", "Green?")]
+    arguments = SlimeArguments(apply_chat_template=False)
+    assert asyncio.run(slime.custom_rm(arguments, group, rewarder=service.rewarder())) == [4.0, 5.0, 6.0]
+    assert asyncio.run(slime.custom_rm(arguments, group[0], rewarder=service.rewarder())) == 4.0
+    assert service.contexts[:3] == [(MARKED, [reference(PICTURE)])] * 2 + [("Colour?", [])]
+
+
+def test_slime_a_templated_prompt_is_not_taken_for_the_question(service: Recorder) -> None:
+    sample = SlimeSample("<|im_start|>user...", "Red.")
+    with pytest.raises(DataError, match="metadata"):
+        asyncio.run(slime.custom_rm(SlimeArguments(True), sample, rewarder=service.rewarder()))
+
+
+def test_openrlhf_reads_question_and_images_from_the_label(service: Recorder, tmp_path: Any) -> None:
+    (tmp_path / "picture.png").write_bytes(PICTURE)
+    prompt = "<|im_start|>user\nColour?<|im_end|>\n<|im_start|>assistant\n"
+    asked = {"prompt": "Colour?", "images": [str(tmp_path / "picture.png")]}
+    queries = [f"{prompt}Red.<|im_end|>", f"{prompt}It broke off"]
+    answer = openrlhf.reward_func(queries, [prompt] * 2, [asked, json.dumps(asked)], rewarder=service.rewarder())
+    assert answer["rewards"].tolist() == answer["scores"].tolist() == [4.0, 12.0]
+    assert service.contexts == [("Colour?", [reference(PICTURE)])] * 2
+
+
+@pytest.mark.parametrize("label", [None, "red", "{}", {"images": []}])
+def test_openrlhf_a_label_without_the_question_raises(service: Recorder, label: Any) -> None:
+    with pytest.raises(DataError, match="label"):
+        openrlhf.reward_func(["pRed."], ["p"], [label], rewarder=service.rewarder())
+
+
+def test_openrlhf_a_query_that_does_not_begin_with_its_prompt_raises(service: Recorder) -> None:
+    with pytest.raises(DataError, match="begin"):
+        openrlhf.reward_func(["Red."], ["p"], [{"prompt": "p"}], rewarder=service.rewarder())
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {
+        "BEHOLDER_URL": "http://one:8000, http://two:8000",
+        "BEHOLDER_API_KEY": "key",
+        "BEHOLDER_FINGERPRINT": "first",
+        "BEHOLDER_REWARD": "normalized",
+        "BEHOLDER_FAILED": "none",
+        "BEHOLDER_DEADLINE_S": "12.5",
+        "BEHOLDER_MAX_CONCURRENCY": "7",
+    }
+    urls = ("http://one:8000", "http://two:8000")
+    expected = RewardSettings(urls, "key", "first", "normalized", "none", 12.5, 7)
+    assert RewardSettings.from_environment(environment) == expected
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    default_rewarder.cache_clear()
+    assert default_rewarder() is default_rewarder()
+    default_rewarder.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"BEHOLDER_REWARD": "logit"}, {"BEHOLDER_FAILED": "zero"}, {"BEHOLDER_DEADLINE_S": "soon"}]
+)
+def test_unusable_settings_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="BEHOLDER_"):
+        RewardSettings.from_environment({**({"BEHOLDER_URL": "http://t"} if wrong else {}), **wrong})
+
+
+MODULES = ", ".join(f"beholder.trainers.{name}" for name in ("trl", "verl", "ms_swift", "slime", "openrlhf"))
+HEAVY = {"torch", "vllm", "fastapi", "transformers", "numpy", "PIL", "trl", "verl", "swift", "slime", "openrlhf"}
+
+
+def test_the_trainers_modules_import_nothing_heavy() -> None:
+    code = f"import sys, {MODULES}; print(*{HEAVY} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
