@@ -3,6 +3,7 @@
     config.json, *.safetensors, tokenizer and processor files   what stock vLLM loads
     reward.json                                                 the Manifest below
     golden/golden.jsonl, golden/*                               samples with the scores that training computed
+    history.json                                                what training logged, where it trained
 
 reward.json records the sha256 of every other file. `fingerprint` is the sha256 of those, so two checkpoints that may
 score differently never share one.

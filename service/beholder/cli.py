@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beholder.errors import BeholderError, ConfigurationError
+from beholder.load_test import command as load_test
+from beholder.offline import commands as offline
 
 if TYPE_CHECKING:
     from beholder.settings import Settings
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
     _add_adopt(commands.add_parser("adopt", help="make a checkpoint of another trainer's reward model",
                                    epilog=ADOPT_NOTES, **form))  # fmt: skip
+    offline.add(commands.add_parser, form)
+    load_test.add(commands.add_parser, form)
     return parser
 
 
@@ -108,22 +112,14 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from beholder.flags import parse_map
     from beholder.server import serve
     from beholder.settings import Settings, load_settings
 
     flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     if "engine_args" in flags:
-        flags["engine_args"] = _parse_map(flags["engine_args"])
+        flags["engine_args"] = parse_map(flags["engine_args"])
     return serve(load_settings(flags, options.config))
-
-
-def _parse_map(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"--engine-args: {' '.join(str(error).split())}") from None
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -162,7 +158,7 @@ def _answer(options: argparse.Namespace) -> dict[str, Any]:
 
     from beholder.client import RewardClient
 
-    with RewardClient(options.url) as client:
+    with RewardClient(options.url, retries=2) as client:
         return asdict(client.rank(options.prompt, options.image, options.response))
 
 

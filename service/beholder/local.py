@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from beholder.checkpoint import Checkpoint, read_checkpoint
+from beholder.checkpoint import Checkpoint, read_checkpoint, verify_files
 from beholder.engine import Engine, create_engine
 from beholder.golden import GoldenResult, require_passed, score_golden
 from beholder.images import load_image_file
@@ -20,7 +20,7 @@ async def rank_locally(
 ) -> dict[str, Any]:
     """What POST /rank answers, without usage. Raises BeholderError; images are read before the engine is loaded."""
     loaded = [load_image_file(path, settings.image_limits) for path in images]
-    async with _running(settings) as (engine, checkpoint, renderer):
+    async with running(settings) as (engine, checkpoint, renderer):
         require_passed(await _golden(settings, engine, checkpoint, renderer))
         conversation = single_turn(prompt, len(loaded))
         prompts = [renderer.render(conversation, response, loaded) for response in responses]
@@ -40,7 +40,7 @@ async def rank_locally(
 
 async def golden_locally(settings: Settings) -> list[GoldenResult]:
     """The golden samples through a fresh engine."""
-    async with _running(settings) as (engine, checkpoint, renderer):
+    async with running(settings) as (engine, checkpoint, renderer):
         return await _golden(settings, engine, checkpoint, renderer)
 
 
@@ -51,7 +51,22 @@ async def _golden(
 
 
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[tuple[Engine, Checkpoint, PromptRenderer]]:
+async def trusted(settings: Settings) -> AsyncIterator[tuple[Engine, Checkpoint, PromptRenderer]]:
+    """`running`, once files and golden samples have proved right, as `beholder serve` wants them. Raises BeholderError.
+
+    The fake engine's scores mean nothing, so its golden samples are not checked.
+    """
+    if settings.verify_files:
+        await asyncio.to_thread(verify_files, read_checkpoint(settings.checkpoint))
+    async with running(settings) as (engine, checkpoint, renderer):
+        if settings.chosen_engine != "fake":
+            require_passed(await _golden(settings, engine, checkpoint, renderer))
+        yield engine, checkpoint, renderer
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[tuple[Engine, Checkpoint, PromptRenderer]]:
+    """The engine that `settings` choose, started; stopped after the block. Raises BeholderError."""
     checkpoint = read_checkpoint(settings.checkpoint)
     engine = create_engine(settings, checkpoint)
     renderer = PromptRenderer.from_folder(checkpoint.folder)

@@ -48,7 +48,7 @@ VLLM_ARGS: Final = frozenset(
 to the service. Quantization does move scores; the golden samples bound by how much."""
 ENGINE_ARGS: Final[dict[str, frozenset[str]]] = {
     "vllm": VLLM_ARGS,
-    "transformers": frozenset({"max_batch_tokens", "patience_s"}),
+    "transformers": frozenset({"image_cache_bytes", "max_batch_tokens", "patience_s"}),
     "fake": frozenset({"delay_s", "jitter_s", "failure_rate", "die_after", "concurrency"}),
 }
 """What engine_args may hold, by engine; "auto" takes those of the engine that it chooses."""

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from beholder.errors import DataError
+from beholder.records.problems import KINDS, Problem
 from beholder_training.checking import Examine, PictureCheck, check_files
 from beholder_training.cli import main
 from beholder_training.measuring import LengthCheck
-from beholder_training.problems import KINDS, Problem
 from tests.training.hostile import BAD, write_hostile
 
 

@@ -51,8 +51,8 @@ def test_to_score(folder: Path) -> None:
     [
         ([1], "must be a JSON object, not list"),
         ({"prompt": "?"}, "needs 'completions', or 'chosen' and 'rejected'"),
-        ({"prompt": "?", "chosen": "A"}, "'rejected' is missing or empty"),
-        ({"prompt": "?", "chosen": "A", "rejected": "  "}, "'rejected' is missing or empty"),
+        ({"prompt": "?", "chosen": "A"}, "'rejected' is missing or not a text"),
+        ({"prompt": "?", "chosen": "A", "rejected": "  "}, "response 1 is empty"),
         ({"chosen": "A", "rejected": "B"}, "'prompt' is missing or empty"),
         ({"prompt": "?", "chosen": "A", "rejected": "B", "img_path": "no.png"}, "no.png does not exist"),
         ({"prompt": "?", "chosen": "A", "rejected": "B", "img_path": 3}, "must be a path or a list of paths"),

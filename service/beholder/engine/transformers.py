@@ -6,6 +6,7 @@ it does.
 
 import asyncio
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ class TransformersEngine:
         self._image_token_id = read_image_token_id(checkpoint.folder)
         self._model: Any = None
         self._encoder: PromptEncoder | None = None
+        # One thread, so that responses that come together process their image once; the encoder's cache bears no more.
+        self._encoding = ThreadPoolExecutor(1, "encode")
         arguments = settings.engine_args
         self.activity = Activity()
         self._batcher: Batcher[_Sample, EngineScore] = Batcher(
@@ -76,10 +79,12 @@ class TransformersEngine:
         places = prompt.token_ids.count(self._image_token_id)
         if places != len(prompt.images):
             raise ImageMismatch(f"the prompt has {places} image placeholders but {len(prompt.images)} images")
-        return await self._batcher.submit(await asyncio.to_thread(self._encode, prompt))
+        loop = asyncio.get_running_loop()
+        return await self._batcher.submit(await loop.run_in_executor(self._encoding, self._encode, prompt))
 
     async def stop(self) -> None:
         await self._batcher.stop()
+        self._encoding.shutdown(wait=False, cancel_futures=True)
         self._model = None
 
     def _load(self) -> "tuple[Any, PromptEncoder]":

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from PIL import Image, ImageDraw
-
 ImageMode = Literal["reference", "value", "none"]
 Route = Literal["score", "rank"]
 WORDS: Final = ("object", "left", "right", "red", "blue", "green", "square", "circle", "is", "at", "the", "of", "and")
@@ -75,6 +73,8 @@ def items(mix: Mix, round_number: int) -> Iterator[Item]:
 @lru_cache(maxsize=1024)
 def picture(mix: Mix, name: str) -> bytes:
     """A PNG: noise of 12 x 9 cells, made larger, with a shape on it; another name gives another picture."""
+    from PIL import Image, ImageDraw
+
     rng = random.Random(name)
     small = Image.frombytes("RGB", (12, 9), rng.randbytes(12 * 9 * 3))
     image = small.resize((mix.width, mix.height), Image.Resampling.NEAREST)

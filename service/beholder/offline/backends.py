@@ -1,0 +1,120 @@
+"""An engine in this process, or services by URL."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import cached_property
+from typing import Any, Final
+
+import httpx
+
+from beholder.checkpoint import read_checkpoint
+from beholder.client import AsyncRewardClient
+from beholder.errors import EngineUnavailable
+from beholder.local import trusted
+from beholder.offline.pipeline import scored_in_order
+from beholder.offline.scorers import EngineScorer, RecordScorer, ServiceScorer
+from beholder.offline.scoring import Job, Position
+from beholder.offline.tasks import Scored
+from beholder.settings import Settings
+
+_CONNECTIONS = 64
+_SWITCH_S: Final = 0.0005
+_ENGINE_ARGS: Final[dict[str, dict[str, Any]]] = {
+    "vllm": {"mm_processor_cache_gb": 0.5},
+    "transformers": {"image_cache_bytes": 64 * 2**20},
+}
+
+
+class EngineBackend:
+    """Loads the checkpoint here; its golden samples are checked first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return about(self._settings)
+
+    def run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
+        asyncio.run(self._run(job, position, accept))
+
+    async def _run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
+        async with engine_scorer(self._settings) as scorer:
+            await drive(job, position, scorer, accept)
+
+
+class ServiceBackend:
+    """Scores with running services, which must all serve one checkpoint. Raises EngineUnavailable."""
+
+    def __init__(self, urls: Sequence[str], api_key: str | None = None) -> None:
+        self._urls = urls
+        self._api_key = api_key
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        card = self._card()
+        return {"fingerprint": card["fingerprint"], "engine": card["engine"], "dtype": card["dtype"]}
+
+    def run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
+        asyncio.run(self._run(job, position, accept))
+
+    async def _run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
+        async with AsyncRewardClient(
+            self._urls, api_key=self._api_key, fingerprint=self.about["fingerprint"], max_concurrency=_CONNECTIONS
+        ) as client:
+            await drive(job, position, ServiceScorer(client), accept)
+
+    def _card(self) -> dict[str, Any]:
+        """What the first service that answers says about its checkpoint."""
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        problem = ""
+        for url in self._urls:
+            try:
+                answer = httpx.get(f"{url.rstrip('/')}/models", headers=headers).raise_for_status().json()
+                card: dict[str, Any] = answer["models"][0]
+                return card
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError) as error:
+                problem = f"{url}/models: {str(error).splitlines()[0]}"
+        raise EngineUnavailable(f"{problem}: is a Beholder service running there?")
+
+
+def about(settings: Settings) -> dict[str, Any]:
+    """What decides a score; the same here and on a cluster, so that either may finish what the other began."""
+    checkpoint = read_checkpoint(settings.checkpoint)
+    return {
+        "fingerprint": checkpoint.fingerprint,
+        "engine": settings.chosen_engine,
+        "dtype": settings.dtype or checkpoint.manifest.dtype,
+    }
+
+
+def with_small_caches(settings: Settings) -> Settings:
+    """The images of a file mostly come once: caches as large as the service's would only fill memory."""
+    engine_args = {**_ENGINE_ARGS.get(settings.chosen_engine, {}), **settings.engine_args}
+    return settings.model_copy(update={"engine_args": engine_args})
+
+
+def share_interpreter() -> None:
+    """Threads of this process take turns sooner.
+
+    Preparing records is Python; after each operation the thread of the model's forward waits for its turn, by default
+    up to 5 ms.
+    """
+    sys.setswitchinterval(_SWITCH_S)
+
+
+@asynccontextmanager
+async def engine_scorer(settings: Settings) -> AsyncIterator[EngineScorer]:
+    """A loaded engine that scores its golden samples as trained. Raises BeholderError."""
+    share_interpreter()
+    async with trusted(with_small_caches(settings)) as (engine, checkpoint, renderer):
+        yield EngineScorer(engine, renderer, settings, checkpoint.manifest.calibration)
+
+
+async def drive(job: Job, position: Position, scorer: RecordScorer, accept: Callable[[Scored], None]) -> None:
+    """Score what follows `position` with a scorer that is ready."""
+    async with aclosing(scored_in_order(job.tasks(position), scorer, job.in_flight)) as results:
+        async for scored in results:
+            accept(scored)

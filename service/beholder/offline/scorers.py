@@ -1,0 +1,232 @@
+"""Who scores a record: an engine in this process, or running services.
+
+What is wrong with a response or its images is that response's outcome. A fault of the engine or the network is raised:
+it says nothing about the record, and the run can be taken up again.
+"""
+
+import asyncio
+import stat
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from beholder.checkpoint import Calibration
+from beholder.client import AsyncRewardClient
+from beholder.engine import Engine
+from beholder.errors import (
+    BeholderError,
+    EngineError,
+    ImageError,
+    ImageNotFound,
+    ImageTooLarge,
+    InvalidRequest,
+    TooManyImages,
+)
+from beholder.images import ImageLimits, LoadedImage, load_image, load_image_file
+from beholder.offline.tasks import Outcome, Task
+from beholder.prompts import Prompt, PromptRenderer, single_turn
+from beholder.rewards import normalize
+from beholder.settings import Settings
+
+ATTEMPTS: Final = 3
+"""For a response that the engine fails on while it stays alive."""
+_PREPARING: Final = 4  # threads
+_REMEMBERED: Final = 8  # pictures: records of one prompt mostly stand beside each other
+
+
+_Result = TypeVar("_Result")
+
+
+class RecordScorer(Protocol):
+    """Scores the responses of a few records; called concurrently."""
+
+    async def score(self, tasks: Sequence[Task]) -> list[tuple[Outcome, ...]]:
+        """For each record one outcome a response. Raises BeholderError for faults that are not the records'."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What the engine takes for each response, or the response's error."""
+
+    prompts: list[Prompt | Outcome]
+    pixels: int
+
+
+class EngineScorer:
+    """Decodes and renders in threads, and hands the engine all responses of a record at once."""
+
+    def __init__(
+        self, engine: Engine, renderer: PromptRenderer, settings: Settings, calibration: Calibration | None
+    ) -> None:
+        self._engine = engine
+        self._renderer = renderer
+        self._limits = settings.image_limits
+        self._max_images = settings.max_images
+        self._calibration = calibration
+        self._threads = ThreadPoolExecutor(_PREPARING, "prepare")
+        self._preparing = asyncio.Semaphore(_PREPARING)
+        self._room = _PixelRoom(settings.max_decoded_pixels)
+        self._load_file = lru_cache(maxsize=_REMEMBERED)(self._load_regular_file)
+
+    async def score(self, tasks: Sequence[Task]) -> list[tuple[Outcome, ...]]:
+        async with self._preparing:
+            await self._room.wait()
+            loop = asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(self._threads, lambda: [*map(self._prepare, tasks)])
+            pixels = sum(record.pixels for record in prepared)
+            self._room.take(pixels)
+        try:
+            outcomes = await _all([self._score(prompt) for record in prepared for prompt in record.prompts])
+        finally:
+            self._room.give(pixels)
+        remaining = iter(outcomes)
+        return [tuple(islice(remaining, len(record.prompts))) for record in prepared]
+
+    async def _score(self, prompt: Prompt | Outcome) -> Outcome:
+        if isinstance(prompt, Outcome):
+            return prompt
+        return await _outcome(partial(self._score_prompt, prompt))
+
+    async def _score_prompt(self, prompt: Prompt) -> Outcome:
+        logit = (await self._engine.score(prompt)).logit
+        normalized = normalize([logit], self._calibration)[0] if self._calibration else None
+        return Outcome(logit, normalized)
+
+    def _prepare(self, task: Task) -> _Prepared:
+        """Runs in a thread."""
+        if task.problem:
+            return _Prepared([task.problem], 0)
+        try:
+            images = self._load_images(task.images)
+        except Exception as error:
+            return _Prepared([_of_exception(error)] * len(task.responses), 0)
+        conversation = single_turn(task.prompt, len(images))
+        prompts: list[Prompt | Outcome] = []
+        for response in task.responses:
+            try:
+                prompts.append(self._renderer.render(conversation, response, images))
+            except Exception as error:
+                prompts.append(_of_exception(error))
+        return _Prepared(prompts, sum(image.pixels.width * image.pixels.height for image in images))
+
+    def _load_images(self, images: Sequence[Path | bytes]) -> list[LoadedImage]:
+        if len(images) > self._max_images:
+            raise TooManyImages(f"the record has {len(images)} images, at most {self._max_images} are accepted")
+        return [load_image(i, self._limits) if isinstance(i, bytes) else self._load_file(i) for i in images]
+
+    def _load_regular_file(self, path: Path) -> LoadedImage:
+        require_image_file(path, self._limits)
+        return load_image_file(path, self._limits)
+
+
+class ServiceScorer:
+    """Ranks each record's responses over HTTP; `client` spreads them, retries and pins the checkpoint."""
+
+    def __init__(self, client: AsyncRewardClient) -> None:
+        self._client = client
+        self._limits = ImageLimits()
+
+    async def score(self, tasks: Sequence[Task]) -> list[tuple[Outcome, ...]]:
+        return await _all([self._score_record(task) for task in tasks])
+
+    async def _score_record(self, task: Task) -> tuple[Outcome, ...]:
+        if task.problem:
+            return (task.problem,)
+        try:
+            for image in task.images:
+                if isinstance(image, Path):
+                    require_image_file(image, self._limits)
+            return await self._rank(task)
+        except (ImageError, ValueError) as error:
+            return (_of_exception(error),) * len(task.responses)
+        except BeholderError as error:
+            if not _is_the_records(error):
+                raise
+        # One of the responses is refused: which one shows when each is sent alone.
+        return tuple([await _outcome(partial(self._score, task, response)) for response in task.responses])
+
+    async def _rank(self, task: Task) -> tuple[Outcome, ...]:
+        ranking = await self._client.rank(task.prompt, task.images, task.responses)
+        if ranking.normalized is None:
+            return tuple(map(Outcome, ranking.scores))
+        return tuple(map(Outcome, ranking.scores, ranking.normalized))
+
+    async def _score(self, task: Task, response: str) -> Outcome:
+        score = await self._client.score(task.prompt, task.images, response)
+        return Outcome(score.score, score.normalized)
+
+
+def require_image_file(path: Path, limits: ImageLimits) -> None:
+    """Raises ImageNotFound, ImageTooLarge; a device or a pipe would be read for ever."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise ImageNotFound(f"image {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageNotFound(f"image {path} is not a file")
+    if found.st_size > limits.max_bytes:
+        raise ImageTooLarge(f"image {path} has {found.st_size} bytes, at most {limits.max_bytes} are accepted")
+
+
+class _PixelRoom:
+    """Keeps decoded pictures within `limit` pixels; what is being prepared may go beyond it."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._free = asyncio.Event()
+        self._free.set()
+
+    async def wait(self) -> None:
+        await self._free.wait()
+
+    def take(self, pixels: int) -> None:
+        self._held += pixels
+        if self._held >= self._limit:
+            self._free.clear()
+
+    def give(self, pixels: int) -> None:
+        self._held -= pixels
+        if self._held < self._limit:
+            self._free.set()
+
+
+async def _all(scores: Sequence[Coroutine[Any, Any, _Result]]) -> list[_Result]:
+    """All or the first error; on an error the others are cancelled and awaited, so nothing scores for nobody."""
+    tasks = [asyncio.ensure_future(score) for score in scores]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _outcome(score: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    """The outcome, or the error where it is this response's. Raises BeholderError for any other fault."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return await score()
+        except BeholderError as error:
+            if not _is_the_records(error):
+                raise
+            if isinstance(error, EngineError) and attempt < ATTEMPTS:
+                continue  # its batch may have failed on another one
+            return Outcome.of_error(error)
+    raise AssertionError("unreachable")
+
+
+def _is_the_records(error: BeholderError) -> bool:
+    """An EngineError itself is of one batch; its subclasses say that the engine is gone, full or late."""
+    return isinstance(error, InvalidRequest | ImageError) or type(error) is EngineError
+
+
+def _of_exception(error: Exception) -> Outcome:
+    """Decoders and tokenizers raise what they like on hostile input; whatever it is, it is this record's."""
+    if isinstance(error, BeholderError):
+        return Outcome.of_error(error)
+    return Outcome(code="unexpected", message=f"{type(error).__name__}: {error}")

@@ -1,0 +1,174 @@
+"""A run that was cut off anywhere goes on where it was; one that would mix two checkpoints or inputs is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beholder.errors import DataError
+from beholder.offline.journal import Journal
+from beholder.offline.scoring import Job, Position, score_file
+from beholder.offline.tasks import Scored
+from beholder.settings import Settings
+from tests.offline.scoring import CountingBackend, read, score, write
+
+RECORDS = [{"id": f"r{n}", "prompt": "?", "responses": ["A" * n, "é"]} for n in range(1, 5)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(write(tmp_path / "data.jsonl", RECORDS), tmp_path / "out.jsonl", progress=False)
+
+
+@pytest.fixture
+def whole(job: Job) -> bytes:
+    """The uninterrupted result."""
+    score_file(job, CountingBackend())
+    content = job.output.read_bytes()
+    job.output.unlink()
+    return content
+
+
+def partial(job: Job) -> Path:
+    return job.output.with_name("out.jsonl.partial")
+
+
+def interrupt(job: Job, after: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        score_file(job, CountingBackend(stop_after=after))
+
+
+def test_what_was_scored_is_not_scored_again(job: Job, whole: bytes) -> None:
+    interrupt(job, after=3)
+    backend = CountingBackend()
+    assert score_file(job, backend).scored == 8
+    assert backend.lines == [4]
+    assert job.output.read_bytes() == whole
+
+
+def test_a_journal_cut_at_any_byte_gives_the_same_file(job: Job, whole: bytes) -> None:
+    interrupt(job, after=3)
+    journal = partial(job).read_bytes()
+    ends = [index + 1 for index, byte in enumerate(journal) if byte == ord("\n")]
+    for cut in range(len(journal)):
+        partial(job).write_bytes(journal[:cut])
+        backend = CountingBackend()
+        score_file(job, backend)
+        complete = sum(end <= cut for end in ends[1:])
+        assert backend.lines == [1, 2, 3, 4][complete:]
+        assert job.output.read_bytes() == whole
+        job.output.unlink()
+
+
+def test_a_complete_journal_needs_no_engine(job: Job, whole: bytes) -> None:
+    """Killed while the output was written."""
+    interrupt(job, after=3)
+    write(job.input, RECORDS[:3])
+    backend = CountingBackend()
+    assert score_file(job, backend).scored == 6
+    assert backend.lines == []
+    assert whole.startswith(job.output.read_bytes())
+
+
+def test_another_checkpoint_is_refused(job: Job) -> None:
+    interrupt(job, after=2)
+    before = partial(job).read_bytes()
+    with pytest.raises(DataError, match=r"was begun with fingerprint aaaaaaaaaaaa\.\.\., this run has bbbbbbbbbbbb"):
+        score_file(job, CountingBackend("b" * 64))
+    assert partial(job).read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["edited", "shorter", "inserted"])
+def test_a_changed_input_is_refused(job: Job, change: str) -> None:
+    interrupt(job, after=2)
+    changed = {
+        "edited": [RECORDS[0], {**RECORDS[1], "prompt": "!"}, *RECORDS[2:]],
+        "shorter": RECORDS[:1],
+        "inserted": [RECORDS[3], *RECORDS],
+    }[change]
+    write(job.input, changed)
+    with pytest.raises(DataError, match="is not what was scored before"):
+        score_file(job, CountingBackend())
+    assert len(read(partial(job))) == 3
+
+
+def test_what_follows_may_change(job: Job) -> None:
+    interrupt(job, after=2)
+    write(job.input, [*RECORDS[:2], {"id": "new", "prompt": "?", "responses": ["B"]}])
+    score_file(job, CountingBackend())
+    assert [row["id"] for row in read(job.output)] == ["r1", "r1", "r2", "r2", "new"]
+
+
+def test_restart_forgets_a_journal_of_another_checkpoint(job: Job, whole: bytes) -> None:
+    interrupt(job, after=2)
+    again = Job(job.input, job.output, restart=True, progress=False)
+    score_file(again, CountingBackend("b" * 64))
+    assert {row["fingerprint"] for row in read(job.output)} == {"b" * 64}
+
+
+@pytest.mark.parametrize("content", [b"{}\n", b"not json\n", b'[{"id": 1}]\n'])
+def test_a_file_that_is_no_journal_is_left_alone(job: Job, content: bytes) -> None:
+    partial(job).write_bytes(content)
+    with pytest.raises(DataError, match="is not a journal of score-file"):
+        score_file(job, CountingBackend())
+    assert partial(job).read_bytes() == content
+
+
+def test_a_journal_damaged_inside_is_refused(job: Job) -> None:
+    interrupt(job, after=3)
+    lines = partial(job).read_bytes().splitlines(keepends=True)
+    partial(job).write_bytes(b"".join([lines[0], b"\0" * 20 + b"\n", *lines[2:]]))
+    with pytest.raises(DataError, match="is damaged at byte"):
+        score_file(job, CountingBackend())
+
+
+def test_two_processes_do_not_write_one_file(job: Job) -> None:
+    """The other process holds the journal until its standard input ends."""
+    path = partial(job)
+    code = (
+        "import sys; from pathlib import Path; from beholder.offline.journal import Journal; "
+        f"journal = Journal(Path({str(path)!r}), {CountingBackend().about!r}); print('held', flush=True); "
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(DataError, match="another process is scoring to this file"):
+            Journal(path, CountingBackend().about)
+        other.send_signal(signal.SIGKILL)
+    score_file(job, CountingBackend())  # a killed process holds nothing
+
+
+def test_a_full_disk_loses_nothing_that_was_written(job: Job, whole: bytes) -> None:
+    found: list[Scored] = []
+    CountingBackend().run(job, Position(), found.append)
+    with Path("/dev/full").open("wb") as full:
+        journal = Journal(partial(job), CountingBackend().about)
+        assert list(journal.records()) == []
+        own = os.dup(journal._file.fileno())
+        os.dup2(full.fileno(), journal._file.fileno())
+        with pytest.raises(DataError, match="No space left on device: make room and run the same command again"):
+            journal.append(found[0])
+        os.dup2(own, journal._file.fileno())
+        os.close(own)
+        journal.close()
+    score_file(job, CountingBackend())
+    assert job.output.read_bytes() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_killed_at_twenty_random_moments(fake: Settings, scenes: Path, tmp_path: Path) -> None:
+    """Byte for byte what an uninterrupted run writes. See kills.py."""
+    score(fake, scenes, tmp_path / "whole.jsonl")
+    arguments = [str(fake.checkpoint), str(scenes), str(tmp_path / "out.jsonl"), "20"]
+    done = subprocess.run([sys.executable, "-m", "tests.offline.kills", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["kills"] == 20
+    assert outcome["kills_with_progress"] >= 5  # not all before the first record
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -1,0 +1,114 @@
+"""best-of-N, filters and pairs come out of a data file and its scores, and go into training as they are."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from beholder.cli import main
+from beholder_training.data import read_records
+from tests.offline.scoring import read, write
+from tests.pictures import png
+
+RECORDS = [
+    {"id": "a", "prompt": "A?", "img_path": "a.png", "responses": ["a0", "a1", "a2"]},
+    {"id": "b", "prompt": "B?", "img_path": "a.png", "responses": ["b0", "b1"]},
+    {"id": "c", "prompt": "C?", "responses": ["c0"]},
+]
+SCORES: list[list[float | None]] = [[1.0, 3.0, 2.0], [0.5, None], [0.5]]
+
+
+def result(line: int, index: int | None, score: float | None) -> dict[str, Any]:
+    return {"id": "abc"[line - 1], "index": index, "score": score, "line": line, "error": None}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png())
+    write(tmp_path / "in" / "data.jsonl", RECORDS)
+    rows = [result(line, index, score) for line, scores in enumerate(SCORES, 1) for index, score in enumerate(scores)]
+    write(tmp_path / "scores.jsonl", rows)
+    return tmp_path
+
+
+def select(folder: Path, *options: str, data: str = "in/data.jsonl", output: str = "out.jsonl") -> int:
+    files = [str(folder / name) for name in (data, "scores.jsonl", output)]
+    return main(["select", *files, *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "responses"),
+    [
+        ([], ["a0", "a1", "a2", "b0", "c0"]),
+        (["--min-score", "1.0"], ["a0", "a1", "a2"]),
+        (["--top-fraction", "0.2"], ["a1"]),
+        (["--top-fraction", "0.8"], ["a0", "a1", "a2", "b0", "c0"]),  # the fourth highest is a tie
+        (["--best-of-n"], ["a1", "b0", "c0"]),
+        (["--best-of-n", "1"], ["a0", "b0", "c0"]),
+        (["--best-of-n", "--top-fraction", "0.3"], ["a1"]),
+    ],
+)
+def test_responses_are_selected_by_score(folder: Path, options: list[str], responses: list[str]) -> None:
+    assert select(folder, *options) == 0
+    assert [row["response"] for row in read(folder / "out.jsonl")] == responses
+
+
+def test_pairs_are_training_data(folder: Path) -> None:
+    assert select(folder, "--pairs") == 0
+    (record,) = read_records([folder / "out.jsonl"])
+    assert (record.id, record.prompt, record.responses, record.pairs()) == ("a", "A?", ("a1", "a0"), [(0, 1)])
+    assert record.images == (folder / "in" / "a.png",)
+    assert read(folder / "out.jsonl")[0]["margin"] == 2.0
+    assert select(folder, "--pairs", "--min-score", "2.5", output="none.jsonl") == 0
+    assert read(folder / "none.jsonl") == []
+
+
+def test_embedded_images_stay_embedded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**record, "img_path": None, "image": {"bytes": png(), "path": "x.png"}} for record in RECORDS]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "in" / "data.parquet")
+    assert select(folder, "--pairs", data="in/data.parquet", output="pairs.parquet") == 0
+    (pair,) = parquet.read_table(folder / "pairs.parquet").to_pylist()
+    assert (pair["chosen"], pair["images"]) == ("a1", [{"path": None, "bytes": png()}])
+    assert select(folder, data="in/data.parquet") == 1
+    assert "record 'a' holds its images itself: name an output that ends in .parquet" in capsys.readouterr().err
+    assert not (folder / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([{**RECORDS[0], "id": "z"}, *RECORDS[1:]], "line 1 is another record"),
+        ([{**RECORDS[0], "responses": ["a0"]}, *RECORDS[1:]], "line 1 has other responses"),
+        (RECORDS[:2], "line 3 is another record"),
+        ([*RECORDS, {**RECORDS[0], "id": "d"}], "has no scores for"),
+    ],
+)
+def test_scores_of_another_file_are_refused(
+    folder: Path, data: list[dict[str, Any]], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder / "in" / "data.jsonl", data)
+    assert select(folder, "--best-of-n") == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / "out.jsonl").exists()
+
+
+def test_what_is_no_result_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder / "scores.jsonl", [{"id": "a", "score": 1.0}])
+    assert select(folder) == 1
+    assert "scores.jsonl:1: not a result of score-file" in capsys.readouterr().err
+
+
+def test_a_record_that_was_not_read_is_passed_over(folder: Path) -> None:
+    write(folder / "in" / "data.jsonl", [[1], RECORDS[1]])
+    unread = {"id": "1-84d0f1a7e8c4", "index": None, "score": None, "line": 1, "error": {"code": "not-an-object"}}
+    write(folder / "scores.jsonl", [unread, result(2, 0, 1.0), result(2, 1, 2.0)])
+    from beholder.offline.tasks import read_task
+    from beholder.records.sources import read_rows
+
+    unread["id"] = read_task(next(read_rows(folder / "in" / "data.jsonl"))).id
+    write(folder / "scores.jsonl", [unread, result(2, 0, 1.0), result(2, 1, 2.0)])
+    assert select(folder, "--best-of-n") == 0
+    assert [row["response"] for row in read(folder / "out.jsonl")] == ["b1"]
