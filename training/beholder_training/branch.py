@@ -61,11 +61,17 @@ class Branch:
     @classmethod
     def from_checkpoint(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "Branch":
         """The main branch that an exported checkpoint holds, with its head."""
-        backend = read_checkpoint(folder).manifest.processor.get("backend")
+        return cls.from_weights(folder, dtype, backend=read_checkpoint(folder).manifest.processor.get("backend"))
+
+    @classmethod
+    def from_weights(
+        cls, folder: Path, dtype: torch.dtype = torch.float32, sees_images: bool = True, backend: str | None = None
+    ) -> "Branch":
+        """A trained model without manifest, with its head: the proxy/ of a checkpoint."""
         model = RewardModel.from_checkpoint(folder, dtype)
         renderer = PromptRenderer.from_folder(folder)
         encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, cache_bytes=0, backend=backend)
-        return cls(model, renderer, encoder, sees_images=True, folder=folder)
+        return cls(model, renderer, encoder, sees_images, folder)
 
     def encode(self, record: Record) -> list[EncodedGroup]:
         """The record's responses as rows of a batch: one packed row, or one each. Kept within a bound of 2 GiB."""

@@ -19,9 +19,9 @@ from beholder.errors import (
     PromptTooLong,
 )
 from beholder.images import load_image_file
+from beholder.records.problems import Problem, counts
+from beholder.records.sources import count_rows
 from beholder_training.data import BESIDE, ImagePlaces, Record, scan
-from beholder_training.problems import Problem, counts
-from beholder_training.sources import count_rows
 
 Examine = Callable[[Record], object]  # raises a BeholderError when the record cannot be used
 _KINDS: tuple[tuple[type[BeholderError], str], ...] = (

@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   beholder-train check-data vlfeedback.jsonl rlhf-v.parquet --base Qwen/Qwen3-VL-2B-Instruct
   torchrun --nproc-per-node 8 -m beholder_training.cli train --config run.yaml --set fsdp=true
   beholder-train evaluate rm test.jsonl
+  beholder-train evaluate standard rm test.jsonl other.jsonl --output report
 """
 SIGTERM_STATUS = 143  # 128 + 15: a supervisor sees that the run did not finish, and starts it again
 
@@ -107,9 +108,9 @@ def _add_check_data(commands: Any) -> None:
 
 def _check_data(parsed: argparse.Namespace) -> None:
     from beholder.errors import DataError
+    from beholder.records.problems import counts
     from beholder_training.checking import Examine, PictureCheck, check_files
     from beholder_training.data import ImagePlaces
-    from beholder_training.problems import counts
 
     examine: list[Examine] = [PictureCheck()]
     if parsed.base:
@@ -127,22 +128,36 @@ def _check_data(parsed: argparse.Namespace) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="pair accuracy of a checkpoint on preference files")
-    command.add_argument("checkpoint", type=Path)
-    command.add_argument("files", type=Path, nargs="+")
+    command = commands.add_parser("evaluate", help="what checkpoints get right, and why, on preference files")
+    command.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="checkpoints (folders), test sets (files)")
+    command.add_argument("--output", type=Path, help="folder for report.html, PNG figures and evaluation.json")
+    command.add_argument(
+        "--text-only", type=Path, metavar="FOLDER", help="text-only reward model (default: each proxy/)"
+    )
+    home = "test set of a model's own training distribution, by the names printed; its others are then o.o.d."
+    command.add_argument("--iid", nargs="+", default=[], metavar="MODEL=TEST", help=home)
+    command.add_argument("--image-root", type=Path, help="folder of the images' paths (default: each file's own)")
     command.set_defaults(run=_evaluate)
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
-    from beholder_training.branch import Branch
-    from beholder_training.data import read_records, with_pairs
-    from beholder_training.evaluation import estimate, pair_outcomes
+    from beholder_training.evaluation.inputs import home_sets, read_models, read_tests, split_paths
+    from beholder_training.evaluation.suite import evaluate
+    from beholder_training.report.evaluation import check_output, write_report
 
-    branch = Branch.from_checkpoint(parsed.checkpoint)
-    for file in parsed.files:
-        records = with_pairs(read_records([file]))
-        accuracy = estimate(pair_outcomes(records, branch.score(records, label=file.name)))
-        print(f"{file}: accuracy {accuracy} over {accuracy.count} pairs")
+    folders, files = split_paths(parsed.paths)
+    if parsed.output is not None:
+        check_output(parsed.output)
+    tests = read_tests(files, parsed.image_root)
+    models = read_models(folders, parsed.text_only)
+    evaluation = evaluate(models, tests, home_sets(parsed.iid, models, tests), ablate=parsed.output is not None)
+    for result in evaluation.results:
+        print(f"{result.model} on {result.test}: accuracy {result.accuracy} over {result.accuracy.count} pairs")
+    for each in evaluation.differences:
+        print(f"{each.model} - {each.reference} on {each.test}: {each.difference}")
+    if parsed.output is not None:
+        write_report(evaluation, parsed.output)
+        print(f"wrote {parsed.output}/report.html")
 
 
 def _add_make_world(commands: Any) -> None:

@@ -1,7 +1,7 @@
 """Preference files -> one record type.
 
-.jsonl, .json and .parquet (sources.py) in any of the known layouts (layouts.py), free to mix in one file. Everything
-but the pixels is checked when a file is read; checking.py decodes the pictures too.
+.jsonl, .json and .parquet in any of the known layouts (beholder.records), free to mix in one file. Everything but the
+pixels is checked when a file is read; checking.py decodes the pictures too.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from beholder.errors import DataError
+from beholder.records.layouts import Fields, parse_fields
+from beholder.records.problems import BadRecord, Problem
+from beholder.records.sources import read_rows
 from beholder_training.embedded import default_image_cache, store_image
-from beholder_training.layouts import parse_fields
-from beholder_training.problems import BadRecord, Problem
-from beholder_training.sources import read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ def read_records(
 def scan(files: Sequence[Path], places: ImagePlaces = BESIDE) -> Iterator[tuple[Record | None, list[Problem]]]:
     """Every row of `files` once: the record, if it can be used, and what is wrong with it."""
     for file in files:
-        for where, raw in read_rows(file):
+        for row in read_rows(file):
             try:
-                if isinstance(raw, BadRecord):
-                    raise raw
-                yield _record(raw, file.parent, places, where)
+                if isinstance(row.value, BadRecord):
+                    raise row.value
+                yield _record(row.value, file.parent, places, row.where)
             except BadRecord as bad:
                 yield None, [bad.problem]
 
@@ -106,9 +106,26 @@ def fingerprint(files: Sequence[Path]) -> str:
 
 def _record(raw: Any, folder: Path, places: ImagePlaces, where: str) -> tuple[Record, list[Problem]]:
     fields = parse_fields(raw, where)
+    responses, qualities, problems = _rated(fields, where)
     images = tuple(_image_path(image, folder, places, where) for image in fields.images)
-    record = Record(fields.id, fields.prompt, images, fields.responses, fields.qualities, where)
-    return record, list(fields.left_out)
+    return Record(fields.id or where, fields.prompt, images, responses, qualities, where), problems
+
+
+def _rated(fields: Fields, where: str) -> tuple[tuple[str, ...], tuple[float, ...], list[Problem]]:
+    """Responses whose mean rating is a number, and their ratings; the others are left out, as VLFeedback's users do."""
+    rated = [
+        (response, quality)
+        for response, quality in zip(fields.responses, fields.qualities, strict=True)
+        if quality is not None
+    ]
+    for number, (response, _) in enumerate(rated):
+        if not response.strip():
+            raise BadRecord(where, "empty-response", f"response {number} is empty")
+    unrated = [number for number, quality in enumerate(fields.qualities) if quality is None]
+    problems = [
+        Problem(where, "non-numeric-rating", f"response {number} has no numeric rating", False) for number in unrated
+    ]
+    return tuple(response for response, _ in rated), tuple(quality for _, quality in rated), problems
 
 
 def _image_path(image: str | bytes, folder: Path, places: ImagePlaces, where: str) -> Path:

@@ -23,6 +23,7 @@ from beholder_training.data import Record
 from beholder_training.evaluation import Scores, calibrate
 
 PROXY_FOLDER = "proxy"
+HISTORY_NAME = "history.json"
 
 
 def export(
@@ -36,12 +37,13 @@ def export(
     dtype: Dtype = "float32",
     evaluation: dict[str, Any] | None = None,
     proxy: Branch | None = None,
+    history: Sequence[dict[str, float]] = (),
 ) -> Checkpoint:
     """Write the checkpoint to `output`, whole or not at all.
 
     Weights are rounded to `dtype`; golden scores, calibration and spread are computed in float32 with the rounded
-    weights on the `held_out` records. `proxy` is kept in proxy/, for audits. Raises CheckpointError when `output`
-    exists.
+    weights on the `held_out` records. `proxy` is kept in proxy/, for audits; `history`, the log lines of
+    the training steps, in history.json. Raises CheckpointError when `output` exists.
     """
     cast_parameters(branch.model.backbone, getattr(torch, dtype))
     cast_parameters(branch.model.backbone, torch.float32)
@@ -50,6 +52,8 @@ def export(
         if proxy is not None:
             (folder / PROXY_FOLDER).mkdir()
             write_model(folder / PROXY_FOLDER, proxy, dtype)
+        if history:
+            (folder / HISTORY_NAME).write_text(json.dumps(list(history), indent=1) + "\n")
         write_golden_samples(folder, branch.renderer, partial(_score, branch), held_out)
         scores = branch.score(held_out, label="calibrating")
         manifest = Manifest(

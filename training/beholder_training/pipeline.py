@@ -58,6 +58,7 @@ def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None
         dtype=config.export_dtype,
         evaluation={"held_out_accuracy": accuracy.mean, "half_width_95": accuracy.half_width, "pairs": accuracy.count},
         proxy=proxy if config.save_proxy else None,
+        history=[line for line in trainer.state.log_history if "learning_rate" in line],
     )
     remove_checkpoints(config)
     return checkpoint, main

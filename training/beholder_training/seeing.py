@@ -5,6 +5,8 @@ The result is a base folder again. Reward training from it starts where a real r
 
 from pathlib import Path
 
+from transformers import set_seed
+
 from beholder.checkpoint import atomic_folder
 from beholder_training.branch import Branch
 from beholder_training.config import TrainingConfig
@@ -25,6 +27,7 @@ def teach_to_see(base: Path, data: Path, output: Path, steps: int, learning_rate
         freeze_vision=False,
         seed=seed,
     )
+    set_seed(seed)  # the head that is dropped afterwards decides what is seen
     branch = Branch.from_base(config.base)
     train(config, with_pairs(read_records(config.train)), branch, None)
     with atomic_folder(output) as folder:

@@ -28,6 +28,8 @@ from beholder_training.optimisation import make_optimiser, make_schedule
 from beholder_training.progress import ProgressBar
 from beholder_training.vision_cache import VisionCache
 
+WEIGHT_QUANTILES = (0.05, 0.95)
+
 
 class RewardTrainer(Trainer):
     """Bradley-Terry on all pairs, weighted by how much the proxy fails on each."""
@@ -50,6 +52,7 @@ class RewardTrainer(Trainer):
         self.stopper = StopOnSigterm()
         self.vision_caches = vision_caches
         self._sums: dict[str, float] = {}
+        self._weights: list[Tensor] = []
         self._items: list[Item] = []
         super().__init__(
             model=TwoBranches(main, proxy, config.freeze_vision),
@@ -194,10 +197,16 @@ class RewardTrainer(Trainer):
         for name, values in seen.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(values.detach().sum())
             self._sums[f"{name}/n"] = self._sums.get(f"{name}/n", 0.0) + len(values)
+        if "weight" in seen:
+            self._weights.append(seen["weight"].detach().float().cpu())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means over this process's pairs since the last log."""
+        """Adds the means over this process's pairs since the last log, and two quantiles of their weights."""
         names = [name for name in self._sums if not name.endswith("/n") and self._sums[f"{name}/n"]]
         means = {name: round(self._sums[name] / self._sums[f"{name}/n"], 6) for name in names}
+        quantiles = {}
+        if self._weights and (weights := torch.cat(self._weights)).numel():
+            quantiles = {f"weight_{level}": round(float(weights.quantile(level)), 6) for level in WEIGHT_QUANTILES}
         self._sums.clear()
-        super().log({**logs, **means}, start_time)
+        self._weights.clear()
+        super().log({**logs, **means, **quantiles}, start_time)

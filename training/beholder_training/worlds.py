@@ -100,6 +100,13 @@ def _thing(rng: random.Random, colour: str, place: str) -> Thing:
     return Thing(colour, rng.choice(SHAPES), place, x + rng.randint(-3, 3), y + rng.randint(-3, 3), rng.randint(6, 9))
 
 
+def draw_large_scene(rng: random.Random) -> Scene:
+    """One object, near the middle, that fills most of the picture."""
+    x, y = (IMAGE_SIZE // 2 + rng.randint(-6, 6) for _ in range(2))
+    thing = Thing(rng.choice(list(COLOURS)), rng.choice(SHAPES), "middle", x, y, rng.randint(18, 26))
+    return Scene((thing,), rng.randint(200, 245))
+
+
 def render(scene: Scene) -> Image.Image:
     """The picture, RGB, IMAGE_SIZE square."""
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (scene.background,) * 3)
@@ -131,6 +138,13 @@ def ask(rng: random.Random, scene: Scene) -> Question:
         text, right = QUESTIONS[5], COUNTS[len(scene.things) - 1]
         wrong = [count for count in COUNTS if count != right]
     return Question(text, right, tuple(rng.sample(wrong, RESPONSES - 1)))
+
+
+def ask_colour(rng: random.Random, scene: Scene) -> Question:
+    """Which colour there is, with RESPONSES - 1 colours that there are not."""
+    present = [thing.colour for thing in scene.things]
+    absent = [colour for colour in COLOURS if colour not in present]
+    return Question(QUESTIONS[4], rng.choice(present), tuple(rng.sample(absent, RESPONSES - 1)))
 
 
 def phrase(answer: str, style: Style) -> str:
@@ -203,49 +217,57 @@ class WorldSize:
     test: int = 1_500
 
 
-def make_world(folder: Path, size: WorldSize = WorldSize(), seed: int = 0, progress: bool = True) -> None:
+def make_world(
+    folder: Path,
+    size: WorldSize = WorldSize(),
+    seed: int = 0,
+    progress: bool = True,
+    cue: float = CUE_STRENGTH,
+    large: bool = False,
+) -> None:
     """Write the world under `folder` (which must not exist):
 
     images/*.png, seeing.jsonl (completions, all responses of a question in one style), and for each environment
     train.jsonl (completions), train_pairs.jsonl, iid.jsonl, cue_free.jsonl, cue_flipped.jsonl (pairs) and
-    responses.jsonl (to score, cue-free).
+    responses.jsonl (to score, cue-free). `cue` is how often the cue holds in training pairs; `large` scenes have one
+    object that fills most of the picture and are asked for its colour, which a model without any training soon sees.
     """
     (folder / "images").mkdir(parents=True)
     for environment in ENVIRONMENTS:
         (folder / environment).mkdir()
     total = size.seeing + size.train + size.test
     with tqdm(total=total, desc="scenes", unit="scene", disable=not progress) as bar:
-        seeing = _scenes(folder, "seeing", size.seeing, seed, bar.update)
-        train = _scenes(folder, "train", size.train, seed, bar.update)
-        test = _scenes(folder, "test", size.test, seed, bar.update)
+        seeing = _scenes(folder, "seeing", size.seeing, seed, large, bar.update)
+        train = _scenes(folder, "train", size.train, seed, large, bar.update)
+        test = _scenes(folder, "test", size.test, seed, large, bar.update)
     rng = random.Random(f"{seed}-seeing-styles")
     _write(folder / "seeing.jsonl", (as_completions(_free_item(rng, *scene), rng) for scene in seeing))
     for environment in ENVIRONMENTS:
-        _write_environment(folder / environment, environment, train, test, seed)
+        _write_environment(folder / environment, environment, train, test, seed, cue)
 
 
 _Scene = tuple[str, Question]  # the picture's id, and what is asked about it
 
 
-def _scenes(folder: Path, split: str, count: int, seed: int, done: Callable[[int], Any]) -> list[_Scene]:
+def _scenes(folder: Path, split: str, count: int, seed: int, large: bool, done: Callable[[int], Any]) -> list[_Scene]:
     rng = random.Random(f"{seed}-{split}")
     scenes = []
     for number in range(count):
-        scene = draw_scene(rng)
+        scene = draw_large_scene(rng) if large else draw_scene(rng)
         name = f"{split}-{number}"
         render(scene).save(folder / "images" / f"{name}.png")
-        scenes.append((name, ask(rng, scene)))
+        scenes.append((name, ask_colour(rng, scene) if large else ask(rng, scene)))
         done(1)
     return scenes
 
 
 def _write_environment(
-    folder: Path, environment: Environment, train: list[_Scene], test: list[_Scene], seed: int
+    folder: Path, environment: Environment, train: list[_Scene], test: list[_Scene], seed: int, cue: float
 ) -> None:
     files: list[tuple[str, list[_Scene], float | None, Callable[[Item, random.Random], dict[str, Any]]]] = [
-        ("train.jsonl", train, CUE_STRENGTH, as_completions),
-        ("train_pairs.jsonl", train, CUE_STRENGTH, as_pair),
-        ("iid.jsonl", test, CUE_STRENGTH, as_pair),
+        ("train.jsonl", train, cue, as_completions),
+        ("train_pairs.jsonl", train, cue, as_pair),
+        ("iid.jsonl", test, cue, as_pair),
         ("cue_free.jsonl", test, None, as_pair),
         ("cue_flipped.jsonl", test, 0.0, as_pair),
         ("responses.jsonl", test, None, as_responses),

@@ -1,0 +1,134 @@
+"""The smaller families: the map of settings, and accuracies by test set (label noise, grocery photos)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from beholder_training.evaluation.statistics import Estimate, Values, over_seeds
+from beholder_training.report.figures import Panel, Series, bars, panels
+from beholder_training.report.page import Drawing, Section, Table
+from beholder_training.reproduce.cells import Cell
+from beholder_training.reproduce.families import ALGORITHMS, CONTROLLED, MAP, SEEDS, Axis, at
+from beholder_training.reproduce.outcomes import Finished
+from beholder_training.reproduce.summary import IID, Results, Variant, ood
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A weighting less standard training at one setting of the map, over seeds and scenes."""
+
+    axis: str
+    setting: float
+    algorithm: str
+    ood_gain: Estimate
+    iid_change: Estimate
+
+
+def map_points(finished: Iterable[Finished]) -> list[Point]:
+    """Every setting of which both weightings have all seeds."""
+    by_cell = {each.cell: each for each in finished}
+    points = []
+    for axis in MAP:
+        for move in axis.moves:
+            standard = _at(by_cell, axis, move, "standard")
+            for algorithm in ALGORITHMS[1:]:
+                ours = _at(by_cell, axis, move, algorithm)
+                if standard is None or ours is None:
+                    continue
+                gains = [_difference(ours, standard, tests) for tests in (ood(CONTROLLED), [IID])]
+                points.append(Point(axis.name, next(iter(move.values())), algorithm, *gains))
+    return points
+
+
+def map_section(points: Sequence[Point]) -> Section:
+    """One figure: what each weighting gains o.o.d. (above) and costs i.i.d. (below), over every setting."""
+    columns = []
+    for axis in dict.fromkeys(point.axis for point in points):
+        those = [point for point in points if point.axis == axis]
+        columns.append(Panel(axis, *(_lines(those, measure) for measure in ("ood_gain", "iid_change"))))
+    labels = ("o.o.d. gain over standard, points", "i.i.d. change, points")
+    rows = [
+        [each.axis, f"{each.setting:g}", each.algorithm, _points(each.ood_gain), _points(each.iid_change)]
+        for each in points
+    ]
+    text = (
+        f"Trained on {CONTROLLED}, from a base that sees where nothing else is said, {len(SEEDS)} seeds; one setting "
+        "at a time is moved from the recipe. Bands are 95% intervals over seeds and scenes. Standard training has the "
+        "same setting."
+    )
+    header = ["setting", "value", "weighting", *labels]
+    return Section(
+        "When which weighting pays", text, [Drawing("map", panels(columns, labels), "")], [Table(header, rows)]
+    )
+
+
+def by_test_set(results: Results, title: str, text: str) -> Section:
+    """Accuracies of every weighting on each test set, and the differences from standard training."""
+    drawings, tables = [], []
+    all_variants = results.variants("sees")
+    for environment in dict.fromkeys(name for each in all_variants for name in results.environments(each)):
+        variants = [each for each in all_variants if environment in results.environments(each)]
+        tests, trained = list(results.runs(variants[0], environment)[0].outcomes), f"Trained on {environment}."
+        over = partial(_accuracy, results, environment)
+        values = {each.label: [over(each, test) for test in tests] for each in variants}
+        drawings.append(Drawing(f"accuracy-{environment}", bars(tests, values, "accuracy"), trained))
+        tables.append(Table(["weighting", *tests], [[name, *map(str, each)] for name, each in values.items()], trained))
+        standard = [each for each in variants if each.algorithm == "standard"]
+        rows = [
+            [each.label, *(_points(over(each, test, reference)) for test in tests)]
+            for reference in standard
+            for each in variants
+            if each != reference
+        ]
+        tables.append(Table(["difference from standard, points", *tests], rows, f"{trained} Same seeds, same pairs."))
+    return Section(title, text, drawings, tables)
+
+
+def accuracies(results: Results) -> dict[str, Any]:
+    """For JSON: environment, weighting, test set -> mean and half-width."""
+    found: dict[str, Any] = {}
+    for each in results.variants("sees"):
+        for environment in results.environments(each):
+            tests = results.runs(each, environment)[0].outcomes
+            estimates = {test: _accuracy(results, environment, each, test) for test in tests}
+            found.setdefault(environment, {})[each.label] = {
+                test: {"mean": value.mean, "half_width": value.half_width} for test, value in estimates.items()
+            }
+    return found
+
+
+def _accuracy(results: Results, environment: str, ours: Variant, test: str, less: Variant | None = None) -> Estimate:
+    (values,) = results.values(ours, {environment: [test]})
+    return over_seeds([values - results.values(less, {environment: [test]})[0] if less else values])
+
+
+def _at(finished: dict[Cell, Finished], axis: Axis, move: dict[str, float], algorithm: str) -> list[Finished] | None:
+    """The runs of all seeds at a setting; None where one is missing."""
+    cells = [at(axis, move, algorithm, seed) for seed in SEEDS]
+    return [finished[each] for each in cells] if all(each in finished for each in cells) else None
+
+
+def _difference(ours: Sequence[Finished], theirs: Sequence[Finished], tests: Sequence[str]) -> Estimate:
+    return over_seeds([_stack(ours, tests) - _stack(theirs, tests)])
+
+
+def _stack(runs: Sequence[Finished], tests: Sequence[str]) -> Values:
+    """(seeds, scenes): the mean over `tests`."""
+    return np.stack([np.mean([run.outcomes[test] for test in tests], axis=0) for run in runs])
+
+
+def _lines(points: Sequence[Point], measure: str) -> list[Series]:
+    series = []
+    for algorithm in dict.fromkeys(point.algorithm for point in points):
+        those = [(point.setting, getattr(point, measure)) for point in points if point.algorithm == algorithm]
+        low, high = ([100 * (value.mean + sign * value.half_width) for _, value in those] for sign in (-1, 1))
+        settings, means = [setting for setting, _ in those], [100 * value.mean for _, value in those]
+        series.append(Series(algorithm, settings, means, low, high))
+    return series
+
+
+def _points(value: Estimate) -> str:
+    return f"{100 * value.mean:+.1f} ± {100 * value.half_width:.1f}"
