@@ -32,13 +32,15 @@ RECOVERED_S = 1.0
 @dataclass(frozen=True)
 class Pressure:
     """`*_statuses`: requests by the status of their answer ("0": none). Rates are a second, of answers with scores;
+    offered: what was meant to be sent, sent: what the generator got off on a machine that it shares with the service;
     memory is that of the service's processes, in MiB; recovery: from the last answer under overload until requests
     one at a time are answered within a second."""
 
     burst_statuses: dict[str, int]
     burst_seconds: float
     sustainable_rate: float
-    overload_rate: float
+    offered_rate: float
+    sent_rate: float
     overload_seconds: float
     overload_statuses: dict[str, int]
     answered_rate: float
@@ -62,19 +64,27 @@ def measure(checkpoint: Path, mix: Mix, seconds: float, scratch: Path) -> Pressu
         offered = OVERLOAD * sustained
         requests = _take(mix, 2000, int(offered * seconds))
         with watching(process.pid, url) as watched:
-            overload = _run(url, requests, Load(CONNECTIONS, rate=offered, seconds=None, requests=len(requests)))
+            overload = _run(url, requests, Load(CONNECTIONS, rate=offered, seconds=seconds, requests=len(requests)))
         recovery = _recovery(url, _take(mix, 900_000, 300))
-    return _summary(burst, sustained, overload, watched, recovery, _check(checkpoint, mix, burst, scratch))
+    checked = _check(checkpoint, mix, burst, scratch)
+    return _summary(burst, sustained, overload, seconds, watched, recovery, checked)
 
 
 def _summary(
-    burst: Run, sustained: float, overload: Run, watched: Watched, recovery: float, checked: tuple[int, float]
+    burst: Run,
+    sustained: float,
+    overload: Run,
+    seconds: float,
+    watched: Watched,
+    recovery: float,
+    checked: tuple[int, float],
 ) -> Pressure:
     return Pressure(
         burst_statuses=_statuses(burst),
         burst_seconds=burst.seconds,
         sustainable_rate=sustained,
-        overload_rate=OVERLOAD * sustained,
+        offered_rate=OVERLOAD * sustained,
+        sent_rate=len(overload.outcomes) / seconds,
         overload_seconds=overload.seconds,
         overload_statuses=_statuses(overload),
         answered_rate=_rate(overload),

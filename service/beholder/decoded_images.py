@@ -82,6 +82,10 @@ class DecodedImages:
                 held.images[sha256] = image
             return image, False
 
+    def known(self, held: Held, sha256: str) -> LoadedImage | None:
+        """The image where it is decoded, without ever waiting. Raises ImageTooLarge."""
+        return self._hold(held, sha256)
+
     def _hold(self, held: Held, sha256: str) -> LoadedImage | None:
         with self._lock:
             entry = self._entries.get(sha256)

@@ -8,13 +8,17 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from beholder.decoded_images import Admit, DecodedImages, Held
-from beholder.errors import BeholderError, ImageTooLarge, ImageUnknown, ImageUrlRefused
+from beholder.errors import BeholderError, ImageError, ImageTooLarge, ImageUnknown, ImageUrlRefused
 from beholder.image_store import ImageStore
 from beholder.image_urls import UrlFetcher
 from beholder.images import ImageLimits, LoadedImage, decode_base64, load_image
 from beholder.metrics import Metrics
+
+QUICK_CHARACTERS: Final = 2**16
+"""Of base64 that is hashed on the event loop, in a tenth of a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,29 @@ class RequestImages:
             if sum(map(len, self._fetched.values())) + len(data) > self.loader.max_fetched:
                 raise ImageTooLarge(f"the request's links lead to more than {self.loader.max_fetched} bytes: split it")
             self._fetched[source.url] = data
+
+    def load_known(self, source: ImageSource) -> bool:
+        """Load what is decoded already, on the event loop: less work than a thread is. False where it is not."""
+        if source in self._loaded:
+            return True
+        sha256 = self._quick_sha256(source)
+        image = None if sha256 is None else self.loader.decoded.known(self.held, sha256)
+        if image is None:
+            return False
+        self._loaded[source] = image
+        self.loader.metrics.images.labels("known").inc()
+        return True
+
+    def _quick_sha256(self, source: ImageSource) -> str | None:
+        match source:
+            case Stored(sha256) if self.loader.store.holds(sha256):
+                return sha256
+            case Inline(text) if len(text) <= QUICK_CHARACTERS:
+                try:
+                    return hashlib.sha256(decode_base64(text, self.loader.limits)).hexdigest()
+                except ImageError:
+                    return None  # `load` says what is wrong, and where
+        return None
 
     def load(self, source: ImageSource) -> LoadedImage:
         """The picture. Raises ImageError, Overloaded."""

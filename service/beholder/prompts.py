@@ -11,6 +11,7 @@ Each image stands as one placeholder token; engines expand it (expansion depends
 
 import json
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ class ImageSlot:
 
 
 IMAGE: Final = ImageSlot()
+MAX_KEPT_CHARACTERS: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class PromptRenderer:
         by_length = sorted(self._special_ids, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(re.escape(token) for token in by_length))
         self._pieces = lru_cache(maxsize=256)(self._render_pieces)
+        self._short = lru_cache(maxsize=1024)(self._encode_text)
         self._check_exact()
 
     @classmethod
@@ -167,13 +170,18 @@ class PromptRenderer:
                 ids.append(self._special_ids[match.group()])
                 plain, start = "", match.end()
             plain += piece[start:] + text
-        return ids + self._encode_plain(plain)
+        ids += self._encode_plain(plain)
+        return ids
 
-    def _encode_plain(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str) -> "array[int]":
+        """Prompts come back with every response; long texts are not kept, for memory."""
+        return self._short(text) if len(text) <= MAX_KEPT_CHARACTERS else self._encode_text(text)
+
+    def _encode_text(self, text: str) -> "array[int]":
         if not text:
-            return []
+            return array("I")
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            ids = array("I", self._backend.encode(text, add_special_tokens=False).ids)
         except (TypeError, UnicodeEncodeError):
             raise InvalidText("the text has a lone surrogate: it is not valid Unicode, send UTF-8") from None
         return ids

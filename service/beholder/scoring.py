@@ -6,7 +6,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from beholder.checkpoint import Calibration
 from beholder.engine import Engine, EngineScore
@@ -23,6 +23,9 @@ from beholder.metrics import Metrics
 from beholder.prompts import Conversation, Prompt, PromptRenderer
 from beholder.rewards import normalize
 from beholder.truncation import ATTEMPTS, shorten
+
+QUICK_CHARACTERS: Final = 8192
+"""Of texts that are rendered on the event loop, in about two milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Scorer:
         """The score of each sample, in order. Raises InvalidRequest, ImageError, Overloaded, EngineError."""
         with self._admit(len(samples)), self._images.request() as images:
             await self._fetch(samples, images)
-            prompts = await asyncio.to_thread(self._prepare, samples, images, time.perf_counter())
+            prompts = await self._prompts(samples, images)
             scores = await _all([self._score(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)])
         self._observe(samples, scores)
         return scores
@@ -127,8 +130,16 @@ class Scorer:
                     with _naming(f"images[{index}]"):
                         await images.fetch(source)
 
+    async def _prompts(self, samples: Sequence[Sample], images: RequestImages) -> list[Prompt]:
+        """In a thread, unless that takes longer than the work: handing over and back costs half a millisecond."""
+        started = time.perf_counter()
+        if _characters(samples) <= QUICK_CHARACTERS and all(
+            images.load_known(source) for sample in samples for source in sample.images
+        ):
+            return self._prepare(samples, images, started)
+        return await asyncio.to_thread(self._prepare, samples, images, started)
+
     def _prepare(self, samples: Sequence[Sample], images: RequestImages, queued: float) -> list[Prompt]:
-        """Runs in a thread."""
         self._metrics.stages.labels("queue").observe(time.perf_counter() - queued)
         with self._metrics.stages.labels("image").time():
             return [self._render(sample, images) for sample in samples]
@@ -174,6 +185,12 @@ class Scorer:
             except PromptTooLong as again:
                 error = again
         raise error
+
+
+def _characters(samples: Sequence[Sample]) -> int:
+    """Of all texts that must be encoded."""
+    texts = (part for sample in samples for turn in sample.conversation for part in turn.parts if isinstance(part, str))
+    return sum(map(len, texts)) + sum(len(sample.response) for sample in samples)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ takes only what changes speed and memory.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -159,7 +160,7 @@ class Settings(BaseSettings):
     def image_limits(self) -> ImageLimits:
         return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_aspect, self.max_image_frames)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """What `model` may be in a request."""
         return self.model_names or (self.checkpoint.resolve().name, str(self.checkpoint))

@@ -139,7 +139,7 @@ class _Sender:
         async with asyncio.TaskGroup() as sending:
             for item in source:
                 due += rng.expovariate(rate)
-                if due > end:
+                if max(due, time.perf_counter()) > end:
                     return
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
                 if self._idle.empty():
