@@ -148,7 +148,7 @@ class Settings(BaseSettings):
 
     score_cache_bytes: int = Field(default=64 * 2**20, ge=0)
     """Memory for scores, so that a sample that is sent again gets the identical one; 0 keeps none."""
-    max_in_flight: int = Field(default=8192, ge=1)
+    max_in_flight: int = Field(default=4096, ge=1)
     """Samples accepted and not yet answered; more are refused with `overloaded`."""
     request_deadline_s: float = Field(default=300, gt=0)
     drain_delay_s: float = Field(default=5, ge=0)
