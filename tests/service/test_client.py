@@ -108,7 +108,7 @@ def test_an_error_can_stand_in_its_sample_s_place(url: str) -> None:
 def test_progress_is_shown_on_request(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     with RewardClient(url) as client:
         client.score_many([("p", [], "r")])
-        assert capsys.readouterr().err == ""
+        assert "1/1" not in capsys.readouterr().err  # the service logs there too
         client.score_many([("p", [], "r")] * 2, progress=True)
     assert "2/2" in capsys.readouterr().err
 
