@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beholder.client import Candidates, RewardClient
-from beholder.errors import BeholderError
 from examples.measuring import TEST_SEED, mean_and_error
-from examples.options import parser, policy, service
+from examples.options import finish, parser, policy, service
 from examples.policies import generate, load_policy
 from examples.scenes import Item, draw
 
@@ -24,13 +23,7 @@ NOTHING = -np.inf
 
 
 def main() -> int:
-    parsed = parser(__doc__).parse_args()
-    try:
-        run(parsed)
-    except BeholderError as error:
-        print(f"best_of_n: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finish(run, parser(__doc__).parse_args())
 
 
 def run(options: argparse.Namespace) -> None:

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from beholder.client import RewardClient
-from beholder.errors import BeholderError
 from beholder.trainers.rewards import RewardSettings
 from beholder.trainers.trl import async_reward_function
 from examples.measuring import TEST_SEED, Answers, Curve, measure, plot, report
-from examples.options import parser, policy, service
+from examples.options import finish, parser, policy, service
 from examples.policies import load_policy
 from examples.scenes import draw
 
@@ -33,13 +32,7 @@ def main() -> int:
     options.add_argument("--kl", type=float, default=0.02, help="weight of the KL to the warm start (%(default)s)")
     options.add_argument("--measure-every", type=int, default=15, help="steps (%(default)s)")
     options.add_argument("--compare", action="append", default=[], metavar="LABEL=CHECKPOINT")
-    parsed = options.parse_args()
-    try:
-        run(parsed)
-    except BeholderError as error:
-        print(f"grpo_trl: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finish(run, options.parse_args())
 
 
 def run(options: argparse.Namespace) -> None:
@@ -76,7 +69,7 @@ def train(name: str, url: str, label: str, options: argparse.Namespace) -> Curve
 
 
 def make_trainer(model: Any, processor: Any, url: str, watch: Any, options: argparse.Namespace) -> Any:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 

@@ -3,15 +3,26 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from beholder.errors import ConfigurationError
+from beholder.errors import BeholderError, ConfigurationError
 from beholder_training.demo.serving import served
 from examples.policies import make_tiny_policy
 
 DEMO = Path("build/demo")
+
+
+def finish(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run the example; the process's exit status."""
+    try:
+        run(options)
+    except BeholderError as error:
+        print(f"{Path(sys.argv[0]).stem}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

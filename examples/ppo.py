@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from beholder.client import RewardClient, Sample
-from beholder.errors import BeholderError
 from examples.measuring import TEST_SEED, Curve, measure, plot, report, reward_of
-from examples.options import parser, policy, service
+from examples.options import finish, parser, policy, service
 from examples.policies import encode, joined, load_policy, sample
 from examples.ppo_math import advantages, policy_loss, token_rewards, value_loss, whitened
 from examples.scenes import Item, draw
@@ -39,13 +38,7 @@ def main() -> int:
     options.add_argument("--learning-rate", type=float, default=6e-4)
     options.add_argument("--kl", type=float, default=0.05, help="weight of the KL to the warm start (%(default)s)")
     options.add_argument("--measure-every", type=int, default=20, help="steps (%(default)s)")
-    parsed = options.parse_args()
-    try:
-        run(parsed)
-    except BeholderError as error:
-        print(f"ppo: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finish(run, options.parse_args())
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
-
 from beholder.load_test.mix import Item, Mix, items
 from beholder.load_test.running import Load, Run, send, send_ahead
-from beholder_training.demo.serving import service_process
+from beholder_training.demo.serving import service_process, wait_until_ready
 from benchmarks.serving.contest import score_difference
 from benchmarks.serving.direct import direct
 from benchmarks.serving.watching import Watched, watching
@@ -26,7 +24,6 @@ CONNECTIONS = 6000
 """More than the samples that the service accepts (max_in_flight), so that it has to refuse; and so few that the queue
 of connections that the kernel keeps for it (4,096) does not overflow: what it drops, no service has seen."""
 EQUAL_WITHIN = 1e-4
-START_S = 300
 RECOVERED_S = 1.0
 
 
@@ -57,8 +54,9 @@ class Pressure:
 def measure(checkpoint: Path, mix: Mix, seconds: float, scratch: Path) -> Pressure:
     """With default settings, and requests by reference. Raises RuntimeError when a score is wrong."""
     mix = replace(mix, route="score", images="reference", seed=9)
-    with service_process(checkpoint, scratch / "pressure.log") as (process, url):
-        _wait_until_ready(url)
+    log = scratch / "pressure.log"
+    with service_process(checkpoint, log) as (process, url):
+        wait_until_ready(process, url, log)
         asyncio.run(send_ahead(url, dict.fromkeys(item.image for item in items(mix, 0) if item.image)))
         burst = _run(url, _take(mix, 0, BURST), Load(BURST, seconds=None, requests=BURST))
         sustained = _rate(_run(url, _take(mix, 1000, 600), Load(32, seconds=None, requests=600)))
@@ -135,15 +133,3 @@ def _recovery(url: str, requests: Sequence[Item]) -> float:
         if outcome.status == 200 and outcome.latency_s < RECOVERED_S:
             return time.perf_counter() - started - outcome.latency_s
     return float("inf")
-
-
-def _wait_until_ready(url: str) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        try:
-            if httpx.get(f"{url}/readyz").is_success:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(0.5)
-    raise RuntimeError(f"{url} did not become ready within {START_S} s")

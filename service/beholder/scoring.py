@@ -1,14 +1,16 @@
-"""From what a client sent to raw rewards: admit, decode and render off the event loop, score all at once."""
+"""From what a client sent to raw rewards: admit, decode and render (off the event loop, but for what is quick), score
+all at once."""
 
 import asyncio
 import itertools
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from beholder.checkpoint import Calibration
+from beholder.concurrency import all_or_none
 from beholder.engine import Engine, EngineScore
 from beholder.errors import (
     CheckpointError,
@@ -77,7 +79,9 @@ class Scorer:
         with self._admit(len(samples)), self._images.request() as images:
             await self._fetch(samples, images)
             prompts = await self._prompts(samples, images)
-            scores = await _all([self._score(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)])
+            scores = await all_or_none(
+                self._score(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)
+            )
         self._observe(samples, scores)
         return scores
 
@@ -202,14 +206,3 @@ def _naming(place: str) -> Iterator[None]:
         if not place:
             raise
         raise error.at(place) from None
-
-
-async def _all(scores: Sequence[Coroutine[Any, Any, EngineScore]]) -> list[EngineScore]:
-    """All or the first error; on an error the others are cancelled and awaited, so nothing scores for nobody."""
-    tasks = [asyncio.ensure_future(score) for score in scores]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,7 +8,7 @@ import pytest
 
 from beholder.client import AsyncRewardClient, RewardClient
 from tests.pictures import png
-from tests.system.programs import Replica
+from tests.system.programs import Replica, two_replicas
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 PICTURES = [png(colour=(number * 25, 80, 200)) for number in range(10)]
@@ -17,14 +17,8 @@ SAMPLES = [(f"Question {number % 20}?", [PICTURES[number % 10]], f"Answer {numbe
 
 @pytest.fixture
 def replicas(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[list[Replica]]:
-    both = [Replica(tiny_checkpoint, tmp_path / f"{number}.log", "{delay_s: 0.02}") for number in range(2)]
-    try:
-        for replica in both:
-            replica.wait_ready()
+    with two_replicas(tiny_checkpoint, tmp_path, "{delay_s: 0.02}") as both:
         yield both
-    finally:
-        for replica in both:
-            replica.close()
 
 
 async def test_every_sample_is_scored_once_though_a_replica_is_killed_and_comes_back(replicas: list[Replica]) -> None:

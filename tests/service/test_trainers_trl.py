@@ -40,7 +40,7 @@ def rows(column: str) -> list[dict[str, Any]]:
 
 def trainer(kind: str, policy: Path, output: Path, rewards: Any, column: str = "image") -> Any:
     import trl
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
     from examples.policies import load_policy
 

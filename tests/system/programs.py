@@ -90,3 +90,16 @@ class Replica:
     def _ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         return answers(f"{self.url}/readyz")
+
+
+@contextmanager
+def two_replicas(checkpoint: Path, folder: Path, engine_args: str, *flags: str) -> Iterator[list[Replica]]:
+    """Both ready."""
+    both = [Replica(checkpoint, folder / f"{number}.log", engine_args, *flags) for number in range(2)]
+    try:
+        for replica in both:
+            replica.wait_ready()
+        yield both
+    finally:
+        for replica in both:
+            replica.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.system.programs import Replica, answers, free_port, program, running, wait_until
+from tests.system.programs import Replica, answers, free_port, program, running, two_replicas, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(400)]
 CLIENTS = 64
@@ -144,14 +144,8 @@ async def clients_while(url: str, replicas: list[Replica], numbers: list[signal.
 def replicas(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
     folder = tmp_path_factory.mktemp("replicas")
     flags = ("--drain-delay-s", "1", "--drain-timeout-s", "20")
-    both = [Replica(tiny_checkpoint, folder / f"{number}.log", ENGINE, *flags) for number in range(2)]
-    try:
-        for replica in both:
-            replica.wait_ready()
+    with two_replicas(tiny_checkpoint, folder, ENGINE, *flags) as both:
         yield both
-    finally:
-        for replica in both:
-            replica.close()
 
 
 @contextmanager

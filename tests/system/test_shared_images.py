@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.pictures import png
-from tests.system.programs import Replica
+from tests.system.programs import Replica, two_replicas
 from tests.system.test_drain import HELPFUL, nginx
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -73,14 +73,8 @@ async def ask_while_one_restarts(url: str, replica: Replica) -> Log:
 @pytest.fixture
 def replicas(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[list[Replica]]:
     flags = ("--drain-delay-s", "1", "--drain-timeout-s", "20", "--image-store", str(tmp_path / "images"))
-    both = [Replica(tiny_checkpoint, tmp_path / f"{number}.log", "{delay_s: 0.02}", *flags) for number in range(2)]
-    try:
-        for replica in both:
-            replica.wait_ready()
+    with two_replicas(tiny_checkpoint, tmp_path, "{delay_s: 0.02}", *flags) as both:
         yield both
-    finally:
-        for replica in both:
-            replica.close()
 
 
 def test_no_marker_request_fails_while_a_replica_restarts(replicas: list[Replica], tmp_path: Path) -> None:

@@ -44,14 +44,19 @@ def test_mask_shows_prefix_and_own_response_only() -> None:
     ]
 
 
+def make_model(architecture: str, base: Path) -> tuple[PromptRenderer, PromptEncoder, RewardModel]:
+    """A tiny one with random weights, and what encodes for it."""
+    torch.manual_seed(0)
+    make_base(base, architecture)
+    renderer = PromptRenderer.from_folder(base)
+    model = RewardModel.from_base(base).eval()
+    torch.nn.init.normal_(model.score.weight)
+    return renderer, PromptEncoder.from_folder(base, renderer.image_token_id), model
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_equals_separate_and_plain_hugging_face(architecture: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    make_base(tmp_path / "base", architecture)
-    renderer = PromptRenderer.from_folder(tmp_path / "base")
-    encoder = PromptEncoder.from_folder(tmp_path / "base", renderer.image_token_id)
-    model = RewardModel.from_base(tmp_path / "base").eval()
-    torch.nn.init.normal_(model.score.weight)
+    renderer, encoder, model = make_model(architecture, tmp_path / "base")
     image = load_image(png(100, 60))
     prompts = [renderer.render(single_turn("What colour is it?", 1), text, [image]) for text in RESPONSES]
     text_only = renderer.render(single_turn("Hello?", 0), "Hi.")
@@ -80,12 +85,7 @@ def test_the_layout_gives_the_masked_rewards_and_gradients(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of different prefixes and numbers of responses, with an image and without."""
-    torch.manual_seed(0)
-    make_base(tmp_path / "base", architecture)
-    renderer = PromptRenderer.from_folder(tmp_path / "base")
-    encoder = PromptEncoder.from_folder(tmp_path / "base", renderer.image_token_id)
-    model = RewardModel.from_base(tmp_path / "base").eval()
-    torch.nn.init.normal_(model.score.weight)
+    renderer, encoder, model = make_model(architecture, tmp_path / "base")
     image = load_image(png(100, 60))
     groups = [
         encoder.encode([renderer.render(single_turn("What colour is it?", 1), text, [image]) for text in RESPONSES]),

@@ -14,6 +14,7 @@ from beholder.client.exchange import Channel
 from beholder.client.inputs import ImageInput, Prompt, check_sequence
 from beholder.client.replicas import open_replicas, rendezvous
 from beholder.client.requests import make_call
+from beholder.concurrency import all_or_none
 from beholder.errors import BeholderError, ConfigurationError, DeadlineExceeded, FingerprintMismatch
 
 CONNECT_S: Final = 10.0
@@ -139,13 +140,7 @@ class AsyncRewardClient:
                     results[number] = await function(*everything[number])
                     bar.update()
 
-            workers = [asyncio.ensure_future(work()) for _ in range(min(self._max_concurrency, len(everything)))]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await all_or_none(work() for _ in range(min(self._max_concurrency, len(everything))))
         return [results[number] for number in range(len(everything))]
 
     async def _ask(

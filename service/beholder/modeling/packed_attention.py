@@ -75,9 +75,10 @@ def _indices(spans: list[list[int]], length: int, prefix: int, suffix: int) -> L
 
 def layout_mask(segments: Tensor, layout: Layout) -> Tensor:
     """What stands for the mask of rows with a layout. Empty, so that no other attention takes it for one."""
-    mask: Any = torch.empty(len(segments), 1, 0, 0, dtype=torch.bool, device=segments.device)
-    mask.packed_layout = layout
-    return mask  # type: ignore[no-any-return]
+    marked: Any = torch.empty(len(segments), 1, 0, 0, dtype=torch.bool, device=segments.device)
+    marked.packed_layout = layout
+    mask: Tensor = marked
+    return mask
 
 
 def packed_attention(

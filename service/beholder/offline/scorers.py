@@ -6,16 +6,17 @@ it says nothing about the record, and the run can be taken up again.
 
 import asyncio
 import stat
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from beholder.checkpoint import Calibration
 from beholder.client import AsyncRewardClient
+from beholder.concurrency import all_or_none
 from beholder.engine import Engine
 from beholder.errors import (
     BeholderError,
@@ -36,9 +37,6 @@ ATTEMPTS: Final = 3
 """For a response that the engine fails on while it stays alive."""
 _PREPARING: Final = 4  # threads
 _REMEMBERED: Final = 8  # pictures: records of one prompt mostly stand beside each other
-
-
-_Result = TypeVar("_Result")
 
 
 class RecordScorer(Protocol):
@@ -80,7 +78,7 @@ class EngineScorer:
             pixels = sum(record.pixels for record in prepared)
             self._room.take(pixels)
         try:
-            outcomes = await _all([self._score(prompt) for record in prepared for prompt in record.prompts])
+            outcomes = await all_or_none(self._score(prompt) for record in prepared for prompt in record.prompts)
         finally:
             self._room.give(pixels)
         remaining = iter(outcomes)
@@ -131,7 +129,7 @@ class ServiceScorer:
         self._limits = ImageLimits()
 
     async def score(self, tasks: Sequence[Task]) -> list[tuple[Outcome, ...]]:
-        return await _all([self._score_record(task) for task in tasks])
+        return await all_or_none(self._score_record(task) for task in tasks)
 
     async def _score_record(self, task: Task) -> tuple[Outcome, ...]:
         if task.problem:
@@ -193,17 +191,6 @@ class _PixelRoom:
         self._held -= pixels
         if self._held < self._limit:
             self._free.set()
-
-
-async def _all(scores: Sequence[Coroutine[Any, Any, _Result]]) -> list[_Result]:
-    """All or the first error; on an error the others are cancelled and awaited, so nothing scores for nobody."""
-    tasks = [asyncio.ensure_future(score) for score in scores]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _outcome(score: Callable[[], Awaitable[Outcome]]) -> Outcome:

@@ -43,7 +43,7 @@ def served(checkpoint: Path, log: Path, timeout: float = 300) -> Iterator[str]:
     Raises EngineUnavailable, which names the log, when it does not become ready.
     """
     with service_process(checkpoint, log) as (process, url):
-        _wait_until_ready(process, url, log, timeout)
+        wait_until_ready(process, url, log, timeout)
         yield url
 
 
@@ -82,7 +82,8 @@ def engine_name(url: str) -> str:
     return str(model["engine"])
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float = 300) -> None:
+    """Raises EngineUnavailable, which names the log, when it ends or takes longer than `timeout` seconds."""
     with tqdm(desc="starting the service", unit="s", bar_format="{desc}: {elapsed}") as bar:
         for _ in range(int(timeout * 2)):
             if process.poll() is not None:
