@@ -2,6 +2,7 @@
 
 statistics.py   means, differences and their 95% intervals
 metrics.py      pure functions of scores: accuracy, top-1, SFD, calibration, best-of-N
+together.py     several test sets in one pass
 ablations.py    the same model with a part of its input taken away
 suite.py        several models on several test sets -> one Evaluation
 inputs.py       models and test sets, from paths

@@ -14,6 +14,7 @@ from beholder_training.branch import Branch
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record, read_records, with_pairs
 from beholder_training.evaluation import pair_outcomes
+from beholder_training.evaluation.together import score_together
 from beholder_training.pipeline import make_branches
 from beholder_training.reproduce.cells import GROCERY_CUES, TEXT_ONLY, Base, Cell, Source, without_seeing
 from beholder_training.reproduce.outcomes import Finished
@@ -51,7 +52,8 @@ def run(places: Places, cell: Cell) -> Finished:
     trainer = train(config, _records(places.train_file(cell.data)), main, proxy)
     history = [line for line in trainer.state.log_history if "learning_rate" in line]
     tests = {name: _records(file) for name, file in places.tests(cell.data).items()}
-    outcomes = {name: pair_outcomes(records, main.score(records)) for name, records in tests.items()}
+    scores = score_together(main, tests)
+    outcomes = {name: pair_outcomes(records, scores[name]) for name, records in tests.items()}
     return Finished(cell, outcomes, history, time.monotonic() - started)
 
 
