@@ -72,12 +72,11 @@ def main_family() -> list[Cell]:
 
 
 def map_family() -> list[Cell]:
-    """One environment: each setting of MAP alone is moved from the recipe."""
-    cells: dict[Cell, None] = {}
-    for seed in SEEDS:
-        for algorithm in ALGORITHMS:
-            cells |= dict.fromkeys(at(axis, move, algorithm, seed) for axis in MAP for move in axis.moves)
-    return list(cells)
+    """One environment: each setting of MAP alone is moved from the recipe. All of one setting before the next, since a
+    setting is shown once it is whole."""
+    moves = [(axis, move) for axis in MAP for move in axis.moves]
+    cells = [at(axis, move, algorithm, seed) for axis, move in moves for seed in SEEDS for algorithm in ALGORITHMS]
+    return list(dict.fromkeys(cells))
 
 
 def at(axis: Axis, move: dict[str, float], algorithm: str, seed: int) -> Cell:
