@@ -3,24 +3,27 @@
     python -m benchmarks.offline                  20,000 responses of 5,000 scenes, in about six minutes
     python -m benchmarks.offline --scenes 500     a tenth of it
 
-Rows, each measured in a process of its own with the engine loaded and warm:
-    engine       the engine called directly, everything decoded and rendered in memory
-    score-file   from the file on disk to the finished file
+Rows, each measured in a process of its own with what it scores with loaded and warm:
+    engine       one engine called directly, everything decoded and rendered in memory, with --threads of torch
+    score-file   from the file on disk to the finished file, with --engines, each a process with --threads of torch
     short        score-file on a tenth of the file, for its peak memory
-    published    the published loop, on the file's first scenes (its time a response does not depend on their number)
+    published    the published loop, one process with --published-threads of torch, on the file's first scenes (its
+                 time a response does not depend on their number); what it is timed with is plain Hugging Face
 Engine and score-file take turns for several rounds; medians count. Writes benchmarks/results/offline.json.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,12 +32,13 @@ from typing import Any
 
 import torch
 
+from beholder.engine import EngineScore, score_group
 from beholder.errors import BeholderError
 from beholder.images import load_image_file
 from beholder.local import trusted
-from beholder.offline.backends import EngineBackend, drive, engine_scorer, share_interpreter, with_small_caches
+from beholder.offline.backends import share_interpreter, with_small_caches
+from beholder.offline.engines import EnginesBackend
 from beholder.offline.scoring import Job, Position, score_file
-from beholder.offline.tasks import Scored
 from beholder.prompts import Prompt, single_turn
 from beholder.settings import Settings, load_settings
 from beholder_training.data import read_records
@@ -63,19 +67,20 @@ class Run:
         return self.responses / self.seconds
 
 
-class TimedBackend(EngineBackend):
-    """Notes when the engine is ready and scoring begins."""
+class TimedBackend(EnginesBackend):
+    """Notes when the engines are ready and scoring begins."""
 
     started = 0.0
 
-    async def _run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
-        async with engine_scorer(self._settings) as scorer:
+    @contextmanager
+    def _started(self, job: Job, position: Position) -> Iterator[Any]:
+        with super()._started(job, position) as engines:
             self.started = time.perf_counter()
-            await drive(job, position, scorer, accept)
+            yield engines
 
 
-def measure_score_file(settings: Settings, data: Path, in_flight: int) -> tuple[float, list[float]]:
-    backend = TimedBackend(settings)
+def measure_score_file(settings: Settings, data: Path, in_flight: int, engines: int) -> tuple[float, list[float]]:
+    backend = TimedBackend(settings, engines)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "scores.jsonl"
         score_file(Job(data, output, in_flight=in_flight, progress=False), backend)
@@ -96,11 +101,17 @@ async def measure_engine(settings: Settings, data: Path, in_flight: int) -> tupl
 
         async def score(prompts: list[Prompt]) -> list[float]:
             async with slots:
-                return [result.logit for result in await asyncio.gather(*map(engine.score, prompts))]
+                return list(map(logit, await score_group(engine, prompts)))
 
         started = time.perf_counter()
         scores = await asyncio.gather(*map(score, groups))
         return time.perf_counter() - started, [score for group in scores for score in group]
+
+
+def logit(result: EngineScore | BaseException) -> float:
+    if isinstance(result, BaseException):
+        raise result
+    return result.logit
 
 
 def measure_published(checkpoint: Path, data: Path) -> tuple[float, list[float]]:
@@ -114,7 +125,9 @@ def measure_published(checkpoint: Path, data: Path) -> tuple[float, list[float]]
 
 def measure(row: str, checkpoint: Path, data: Path, parsed: argparse.Namespace) -> Run:
     """One row, in this process."""
-    torch.set_num_threads(parsed.published_threads if row == "published" else parsed.threads)
+    threads = parsed.published_threads if row == "published" else parsed.threads
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of score-file's engines
     arguments = {"max_batch_tokens": parsed.batch_tokens}
     settings = load_settings({"checkpoint": checkpoint, "engine": "transformers", "engine_args": arguments})
     if row == "engine":
@@ -122,14 +135,20 @@ def measure(row: str, checkpoint: Path, data: Path, parsed: argparse.Namespace) 
     elif row == "published":
         seconds, scores = measure_published(checkpoint, data)
     else:
-        seconds, scores = measure_score_file(settings, data, parsed.in_flight)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        seconds, scores = measure_score_file(settings, data, parsed.in_flight, parsed.engines)
+    peak = peak_bytes(resource.RUSAGE_SELF)
+    if row in ("score-file", "short"):  # of its engines the kernel knows the largest one's
+        peak += parsed.engines * peak_bytes(resource.RUSAGE_CHILDREN)
     return Run(row, len(scores), seconds, peak, scores[:1000])
+
+
+def peak_bytes(who: int) -> int:
+    return resource.getrusage(who).ru_maxrss * 1024
 
 
 def in_a_process(row: str, checkpoint: Path, data: Path, parsed: argparse.Namespace) -> Run:
     """`measure` in a process of its own, since a process's peak memory never falls."""
-    names = ("threads", "published_threads", "batch_tokens", "in_flight")
+    names = ("engines", "threads", "published_threads", "batch_tokens", "in_flight")
     options = [f"--{name.replace('_', '-')}={getattr(parsed, name)}" for name in names]
     command = [sys.executable, "-m", "benchmarks.offline", "--one", row, str(checkpoint), str(data), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
@@ -200,7 +219,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scenes", type=int, default=5000)
     parser.add_argument("--published-scenes", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--engines", type=int, default=2, help="of score-file, a process each")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for each engine")
     parser.add_argument("--published-threads", type=int, default=1, help="of torch, for the published loop")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of the engine, in one forward")
     parser.add_argument("--in-flight", type=int, default=256, help="responses")

@@ -22,11 +22,12 @@ class PublishedLoop:
     """Scores (prompt, image, response) triples with the checkpoint in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoProcessor
+        from transformers import AutoModel, AutoProcessor
 
         self._processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         self._processor.tokenizer.padding_side = "right"
-        self._model = RewardModel.from_checkpoint(folder)
+        self._backbone: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        self._head = RewardModel.from_checkpoint(folder).score
 
     def score(self, samples: Sequence[tuple[str, Path, str]]) -> Iterator[float]:
         remaining = iter(samples)
@@ -38,9 +39,9 @@ class PublishedLoop:
         texts = [self._text(prompt, response) for prompt, _, response in batch]
         images = [Image.open(path).convert("RGB") for _, path, _ in batch]
         inputs = self._processor(text=texts, images=images, padding=True, return_tensors="pt")
-        hidden = self._model.backbone(**inputs, use_cache=False).last_hidden_state
+        hidden = self._backbone(**inputs, use_cache=False).last_hidden_state
         last = inputs["attention_mask"].sum(dim=1) - 1
-        rewards: list[float] = self._model.score(hidden[torch.arange(len(batch)), last]).squeeze(-1).tolist()
+        rewards: list[float] = self._head(hidden[torch.arange(len(batch)), last]).squeeze(-1).tolist()
         return rewards
 
     def _text(self, prompt: str, response: str) -> str:

@@ -6,6 +6,7 @@ to be packed. The batch is made when the engine is free, so under load batches g
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -58,16 +59,20 @@ class Batcher(Generic[E, R]):
     def start(self) -> None:
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
-    async def submit(self, entry: E) -> R:
-        """The entry's result. Raises what `run` raised for its batch, EngineUnavailable once stopped."""
+    def enqueue(self, entry: E) -> "asyncio.Future[R]":
+        """The entry's result: what `run` raised for its batch, EngineUnavailable once stopped. Cancelled, it is not
+        computed. Raises EngineUnavailable."""
         if self._worker is None or self._worker.done():
             raise EngineUnavailable("the engine is not running")
         waiting = _Waiting(entry, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._activity.waiting = len(self._waiting)
         self._arrived.set()
-        result: R = await waiting.result
-        return result
+        return waiting.result
+
+    async def submit(self, entry: E) -> R:
+        """`enqueue`, awaited."""
+        return await self.enqueue(entry)
 
     async def stop(self) -> None:
         """Fail what still waits and end the worker."""
@@ -130,7 +135,6 @@ def _fail(batch: Sequence[_Waiting[Any, Any]], error: BaseException) -> None:
 class _Row:
     """Entries (by index) to be packed behind the prefix that they share with the first; `length` is then the row's."""
 
-    key: Hashable
     first: Sequence[int]
     members: list[int]
     length: int
@@ -143,27 +147,38 @@ def choose(entries: Sequence[Entry], max_tokens: int) -> list[list[int]]:
     the longest row) stays within `max_tokens`; the oldest entry is taken whatever its size.
     """
     rows: list[_Row] = []
+    by_key: defaultdict[Hashable, list[_Row]] = defaultdict(list)
+    longest = 0
     for index in sorted(range(len(entries)), key=lambda index: (entries[index].key != entries[0].key, index)):
         entry = entries[index]
-        row, added = _row_for(rows, entry)
-        longest = max([row.length + added, *(other.length for other in rows)])
-        if rows and longest * (len(rows) + (not row.members)) > max_tokens:
+        row, added = _row_for(by_key[entry.key], entry)
+        length = max(longest, row.length + added)
+        if rows and length * (len(rows) + (not row.members)) > max_tokens:
             continue
         if not row.members:
             rows.append(row)
+            by_key[entry.key].append(row)
         row.members.append(index)
         row.length += added
+        longest = length
     return [row.members for row in rows]
 
 
 def _row_for(rows: list[_Row], entry: Entry) -> tuple[_Row, int]:
-    """The row that `entry` would join, or a new one, and how many tokens it would add."""
+    """The one of its key's `rows` that `entry` would join, or a new one, and how many tokens it would add."""
     for row in rows:
-        if row.key == entry.key and (shared := _common(row.first, entry.sequence)) * 2 >= len(entry.sequence):
+        if (shared := _common(row.first, entry.sequence)) * 2 >= len(entry.sequence):
             return row, len(entry.sequence) - shared
-    return _Row(entry.key, entry.sequence, [], 0), len(entry.sequence)
+    return _Row(entry.sequence, [], 0), len(entry.sequence)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+    """How many tokens both begin with; by halves, since comparing slices is quicker than comparing tokens."""
+    known, limit = 0, min(len(first), len(second))
+    while known < limit:
+        middle = (known + limit + 1) // 2
+        if first[known:middle] == second[known:middle]:
+            known = middle
+        else:
+            limit = middle - 1
+    return known

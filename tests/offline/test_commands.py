@@ -48,6 +48,7 @@ def test_a_bad_record_stops_on_request(
         (["score-file", "i", "o", "--checkpoint", "x", "--engine", "none"], "engine: Input should be"),
         (["score-file", __file__, "o", "--url", "http://127.0.0.1:1"], "is a Beholder service running there"),
         (["score-file", "i", "o", "--url", "http://x", "--ray"], "--ray loads the checkpoint on the cluster"),
+        (["score-file", "i", "o", "--url", "http://x", "--engines", "2"], "--engines loads them on this machine"),
         (["score-file", "i", "o", "--url", "http://x", "--api-key-file", "none"], "--api-key-file none: no key"),
         (["select", "no.jsonl", "no2.jsonl", "out.jsonl"], "no2.jsonl: No such file"),
     ],

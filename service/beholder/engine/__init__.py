@@ -1,9 +1,10 @@
 """What scores: a small protocol, so that the service runs on any engine and its tests on none."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from beholder.checkpoint import Checkpoint
 from beholder.errors import ConfigurationError
@@ -62,6 +63,21 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Free everything; called once nothing is in flight, or after the engine died."""
+
+
+@runtime_checkable
+class GroupEngine(Protocol):
+    """An engine that takes many prompts at less cost than one by one."""
+
+    async def score_group(self, prompts: Sequence[Prompt]) -> list[EngineScore | BaseException]:
+        """Of each prompt, in order, its score or what `score` would raise."""
+
+
+async def score_group(engine: Engine, prompts: Sequence[Prompt]) -> list[EngineScore | BaseException]:
+    """`GroupEngine.score_group`, of any engine."""
+    if isinstance(engine, GroupEngine):
+        return await engine.score_group(prompts)
+    return await asyncio.gather(*map(engine.score, prompts), return_exceptions=True)
 
 
 def _create_vllm(settings: "Settings", checkpoint: Checkpoint) -> Engine:

@@ -6,14 +6,17 @@ it does.
 
 import asyncio
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from beholder.batcher import Batcher
 from beholder.checkpoint import Checkpoint
+from beholder.coalescing import Coalescer
 from beholder.engine import Activity, EngineScore
-from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageMismatch
+from beholder.engine.memory import keep_freed_memory
+from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageMismatch, InvalidRequest, PromptTooLong
 from beholder.prompts import Prompt, read_image_token_id
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_TOKENS = 16_384
 DEFAULT_IMAGE_CACHE_BYTES = 2**30
+_ENCODED_TOGETHER: Final = 32
+"""Groups of prompts, of which the first wait for the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,10 @@ class TransformersEngine:
         self._image_token_id = read_image_token_id(checkpoint.folder)
         self._model: Any = None
         self._encoder: PromptEncoder | None = None
-        # One thread, so that responses that come together process their image once; the encoder's cache bears no more.
-        self._encoding = ThreadPoolExecutor(1, "encode")
+        # One call at a time: the encoder's cache bears no more.
+        self._encoding: Coalescer[Sequence[Prompt], list[_Sample | Exception]] = Coalescer(
+            self._encode, _ENCODED_TOGETHER, "encode"
+        )
         arguments = settings.engine_args
         self.activity = Activity()
         self._batcher: Batcher[_Sample, EngineScore] = Batcher(
@@ -76,15 +83,23 @@ class TransformersEngine:
 
     async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
         """`fresh` needs nothing here: the one cache holds processed pictures by the sha256 of their bytes."""
-        places = prompt.token_ids.count(self._image_token_id)
-        if places != len(prompt.images):
-            raise ImageMismatch(f"the prompt has {places} image placeholders but {len(prompt.images)} images")
-        loop = asyncio.get_running_loop()
-        return await self._batcher.submit(await loop.run_in_executor(self._encoding, self._encode, prompt))
+        (result,) = await self.score_group([prompt])
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    async def score_group(self, prompts: Sequence[Prompt]) -> list[EngineScore | BaseException]:
+        """See `beholder.engine.GroupEngine`: one change of threads for all, where `score` takes one a prompt."""
+        samples = await self._encoding.submit(prompts)
+        queued = [self._batcher.enqueue(sample) if isinstance(sample, _Sample) else sample for sample in samples]
+        scores = iter(
+            await asyncio.gather(*(i for i in queued if isinstance(i, asyncio.Future)), return_exceptions=True)
+        )
+        return [next(scores) if isinstance(i, asyncio.Future) else i for i in queued]
 
     async def stop(self) -> None:
         await self._batcher.stop()
-        self._encoding.shutdown(wait=False, cancel_futures=True)
+        await self._encoding.stop()
         self._model = None
 
     def _load(self) -> "tuple[Any, PromptEncoder]":
@@ -95,7 +110,10 @@ class TransformersEngine:
 
         dtype = getattr(torch, self._settings.dtype or self._checkpoint.manifest.dtype)
         model = RewardModel.from_checkpoint(self._checkpoint.folder, dtype)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            model.to("cuda")
+        else:
+            keep_freed_memory()
         longest = min(self._settings.max_model_len, built_for(model.backbone.config))
         backend = self._checkpoint.manifest.processor.get("backend")
         encoder = PromptEncoder.from_folder(
@@ -107,12 +125,34 @@ class TransformersEngine:
         )
         return model, encoder
 
-    def _encode(self, prompt: Prompt) -> _Sample:
+    def _encode(self, groups: Sequence[Sequence[Prompt]]) -> list[list[_Sample | Exception]]:
+        """Of each group's prompts their samples, or why there is none."""
         if self._encoder is None:
             raise EngineUnavailable("the engine is not running")
-        pictures = [self._encoder.picture(image) for image in prompt.images]
+        samples = self._samples(self._encoder, [prompt for group in groups for prompt in group])
+        return [list(islice(samples, len(group))) for group in groups]
+
+    def _samples(self, encoder: "PromptEncoder", prompts: Sequence[Prompt]) -> Iterator[_Sample | Exception]:
+        try:
+            pictures = iter(encoder.pictures([image for prompt in prompts for image in prompt.images]))
+        except Exception as error:  # of one picture, which costs its own prompts alone
+            if len(prompts) == 1:
+                yield error
+            else:
+                yield from (found for prompt in prompts for found in self._samples(encoder, [prompt]))
+            return
+        for prompt in prompts:
+            yield self._sample(encoder, prompt, list(islice(pictures, len(prompt.images))))
+
+    def _sample(self, encoder: "PromptEncoder", prompt: Prompt, pictures: "list[Picture]") -> _Sample | InvalidRequest:
+        places = prompt.token_ids.count(self._image_token_id)
+        if places != len(prompt.images):
+            return ImageMismatch(f"the prompt has {places} image placeholders but {len(prompt.images)} images")
         key = tuple(image.sha256 for image in prompt.images)
-        return _Sample(key, self._encoder.expand(prompt, pictures), pictures)
+        try:
+            return _Sample(key, encoder.expand(prompt, pictures), pictures)
+        except PromptTooLong as error:
+            return error
 
     def _score_batch(self, rows: list[list[_Sample]]) -> list[EngineScore]:
         """Scores row by row. Halves the batch while the accelerator's memory does not hold it."""

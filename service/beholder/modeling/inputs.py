@@ -5,10 +5,11 @@ processor, expands each placeholder to as many tokens as the picture takes, and 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from beholder.errors import CheckpointError, PromptTooLong
 from beholder.images import LoadedImage
 from beholder.lru import ByteBoundedCache
 from beholder.modeling.packed_attention import make_layout
-from beholder.modeling.packing import PADDING, Packed, pack
+from beholder.modeling.packing import IMAGE_TYPE, PADDING, Packed, pack
 from beholder.prompts import Prompt
 
-IMAGE_TYPE = 1  # Hugging Face's mm_token_type_ids: text 0, image 1
+_PIXELS_TOGETHER: Final = 2**20
+"""Of the images that are processed in one call: for small ones its overhead is the most, large ones fill memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class PromptEncoder:
         self._processor = processor
         self._tokenizer = processor if image_token_id is None else processor.tokenizer
         self._cache: ByteBoundedCache[str, Picture] = ByteBoundedCache(cache_bytes)
+        self._tokenize = lru_cache(maxsize=64)(self._tokenize_once)
 
     @classmethod
     def from_folder(
@@ -108,7 +111,7 @@ class PromptEncoder:
 
     def encode(self, prompts: Sequence[Prompt]) -> EncodedGroup:
         """Pack `prompts`, which differ in their response alone."""
-        pictures = [self.picture(image) for image in prompts[0].images]
+        pictures = self.pictures(prompts[0].images)
         return EncodedGroup(pack([self.expand(prompt, pictures) for prompt in prompts]), pictures)
 
     def expand(self, prompt: Prompt, pictures: Sequence[Picture]) -> list[int]:
@@ -125,17 +128,36 @@ class PromptEncoder:
             )
         return expanded
 
-    def picture(self, image: LoadedImage) -> Picture:
-        """Process one image, or take it from the cache."""
-        if (known := self._cache.get(image.sha256)) is not None:
-            return known
-        outputs = self._processor.image_processor(images=[image.pixels], return_tensors="pt")
-        replacement = self._processor.replace_image_token(outputs, 0)
-        token_ids = self._tokenizer(replacement, add_special_tokens=False)["input_ids"]
-        tensors = {name: outputs[name] for name in ("pixel_values", "image_grid_thw") if name in outputs}
-        picture = Picture(tensors, token_ids)
-        self._cache.put(image.sha256, picture, picture.bytes)
-        return picture
+    def pictures(self, images: Sequence[LoadedImage]) -> list[Picture]:
+        """Process the images, or take them from the cache."""
+        known = {image.sha256: self._cache.get(image.sha256) for image in images}
+        found = {sha256: picture for sha256, picture in known.items() if picture is not None}
+        missing = {image.sha256: image for image in images if image.sha256 not in found}
+        for together in _in_parts(list(missing.values())):
+            for image, picture in zip(together, self._process(together), strict=True):
+                found[image.sha256] = picture
+                self._cache.put(image.sha256, picture, picture.bytes)
+        return [found[image.sha256] for image in images]
+
+    def _process(self, images: Sequence[LoadedImage]) -> list[Picture]:
+        """In one call of the image processor, which gives each the pixels that it would have alone."""
+        outputs = self._processor.image_processor(images=[image.pixels for image in images], return_tensors="pt")
+        parts: dict[str, Sequence[Tensor]] = {
+            "pixel_values": outputs["pixel_values"].split(_rows(outputs, len(images)))
+        }
+        if "image_grid_thw" in outputs:
+            parts["image_grid_thw"] = outputs["image_grid_thw"].split(1)
+        return [
+            Picture(
+                {name: part[index].clone() for name, part in parts.items()},  # a view would hold all of them
+                self._tokenize(self._processor.replace_image_token(outputs, index)),
+            )
+            for index in range(len(images))
+        ]
+
+    def _tokenize_once(self, replacement: str) -> list[int]:
+        token_ids: list[int] = self._tokenizer(replacement, add_special_tokens=False)["input_ids"]
+        return token_ids
 
 
 def collate(groups: Sequence[EncodedGroup], image_token_id: int | None, pad_token_id: int) -> dict[str, Any]:
@@ -175,3 +197,26 @@ def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:
 def _concatenate(pictures: list[Picture]) -> dict[str, Tensor]:
     names = pictures[0].tensors if pictures else ()
     return {name: torch.cat([picture.tensors[name] for picture in pictures]) for name in names}
+
+
+def _in_parts(images: Sequence[LoadedImage]) -> Iterator[list[LoadedImage]]:
+    """In order, each of at most _PIXELS_TOGETHER or a single image."""
+    part: list[LoadedImage] = []
+    pixels = 0
+    for image in images:
+        size = image.pixels.width * image.pixels.height
+        if part and pixels + size > _PIXELS_TOGETHER:
+            yield part
+            part, pixels = [], 0
+        part.append(image)
+        pixels += size
+    if part:
+        yield part
+
+
+def _rows(outputs: Any, images: int) -> list[int]:
+    """How many rows of pixel_values each image has: patches, tiles, or itself."""
+    if "image_grid_thw" in outputs:
+        rows: list[int] = outputs["image_grid_thw"].prod(1).tolist()
+        return rows
+    return list(map(int, outputs["num_patches"])) if "num_patches" in outputs else [1] * images

@@ -13,6 +13,7 @@ from torch import Tensor
 
 PREFIX = 0  # segment number of the shared prefix; responses are 1..K
 PADDING = -1
+IMAGE_TYPE = 1  # Hugging Face's mm_token_type_ids: text 0, image 1
 
 
 @dataclass(frozen=True, slots=True)

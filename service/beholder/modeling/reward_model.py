@@ -16,7 +16,8 @@ from torch.nn.functional import linear
 from beholder.errors import CheckpointError
 from beholder.modeling.architectures import Architecture, architecture_of
 from beholder.modeling.packed_attention import NAME, Layout, layout_mask
-from beholder.modeling.packing import PADDING, PREFIX, attention_mask
+from beholder.modeling.packing import IMAGE_TYPE, PADDING, PREFIX, attention_mask
+from beholder.modeling.picture_attention import prepare_tower
 
 
 class RewardModel(nn.Module):
@@ -72,7 +73,7 @@ class RewardModel(nn.Module):
         output = self.backbone(
             input_ids=input_ids,
             attention_mask=_mask(segments, layout, packed=len(rows) > len(segments)),
-            position_ids=self._positions(input_ids, segments, offsets, mm_token_type_ids, pictures),
+            position_ids=self._positions(segments, offsets, mm_token_type_ids, pictures),
             use_cache=False,
             **pictures,
         )
@@ -85,15 +86,14 @@ class RewardModel(nn.Module):
             rewards = linear(last.float(), *[parameter.float() for parameter in self.score.parameters()])
         return rewards.squeeze(-1)
 
-    def _positions(
-        self, input_ids: Tensor, segments: Tensor, offsets: Tensor, types: Tensor, pictures: dict[str, Tensor]
-    ) -> Tensor:
+    def _positions(self, segments: Tensor, offsets: Tensor, types: Tensor, pictures: dict[str, Tensor]) -> Tensor:
         """Position ids as if every response stood alone: (batch, length), or (3, batch, length) for mRoPE."""
         if not hasattr(self.backbone, "get_rope_index"):
             return offsets
         if "image_grid_thw" not in pictures:
             return offsets.expand(3, -1, -1)
-        return mrope_positions(self.backbone, input_ids, segments, offsets, types, pictures["image_grid_thw"])
+        merge_size = self.backbone.config.vision_config.spatial_merge_size
+        return mrope_positions(segments, offsets, types, pictures["image_grid_thw"], merge_size)
 
 
 def _mask(segments: Tensor, layout: Layout, *, packed: bool) -> Tensor:
@@ -131,6 +131,8 @@ def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) ->
     if missing := sorted(found["missing_keys"]) + sorted(found["mismatched_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of the model, {missing[0]} first")
     backbone.config.get_text_config()._attn_implementation = NAME
+    if vision := architecture_of(backbone.config).vision:
+        prepare_tower(getattr(backbone, vision))
     return backbone
 
 
@@ -165,20 +167,27 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def mrope_positions(
-    backbone: Any, input_ids: Tensor, segments: Tensor, offsets: Tensor, types: Tensor, grid: Tensor
-) -> Tensor:
-    """(3, batch, length). Images stand in the prefix, so a response's positions run on from the prefix's greatest.
+def mrope_positions(segments: Tensor, offsets: Tensor, types: Tensor, grid: Tensor, merge_size: int) -> Tensor:
+    """(3, batch, length): time, height and width of each token, as the backbone's own `get_rope_index` numbers them.
 
-    The prefix's come from the backbone's own `get_rope_index`; a response's token at offset o then has
-    greatest + 1 + (o - prefix length) in all three dimensions.
+    grid: (images, 3), patches of each image in order; `merge_size` squared of them become a token. A text token takes
+    one position in all three dimensions, an image as many as its longer side has tokens. Images stand in the prefix,
+    and each response goes on from its end.
     """
     in_prefix = segments == PREFIX
-    positions, _ = backbone.get_rope_index(
-        input_ids=input_ids, mm_token_type_ids=types, image_grid_thw=grid, attention_mask=in_prefix.long()
+    is_image = (types == IMAGE_TYPE) & in_prefix
+    height, width = (grid[:, 1:] // merge_size).unbind(1)
+    tokens = height * width
+    within = torch.arange(int(tokens.sum()), device=grid.device) - (tokens.cumsum(0) - tokens).repeat_interleave(tokens)
+    columns = width.repeat_interleave(tokens)
+    steps = (in_prefix & ~is_image).long()
+    steps[is_image] = torch.where(
+        within == (tokens - 1).repeat_interleave(tokens), torch.maximum(height, width).repeat_interleave(tokens), 0
     )
-    prefix_length = in_prefix.sum(dim=1, keepdim=True)
-    greatest = positions.masked_fill(~in_prefix, -1).amax(dim=(0, 2)).unsqueeze(1)
-    following = greatest + 1 + offsets - prefix_length
+    start = steps.cumsum(1) - steps
+    positions = start.repeat(3, 1, 1)
+    positions[1][is_image] += within // columns
+    positions[2][is_image] += within % columns
+    following = steps.sum(1, keepdim=True) + offsets - in_prefix.sum(1, keepdim=True)
     following = following.masked_fill(segments == PADDING, 0)
     return torch.where(in_prefix, positions, following)

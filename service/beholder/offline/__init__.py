@@ -6,6 +6,7 @@ pipeline.py     a bounded window of records in flight, results in order
 journal.py      what was scored so far, safe against a kill
 results.py      the finished file
 scoring.py      `score_file`: these together
+engines.py      several engines on this machine
 ray_scoring.py  the same with an engine on each accelerator of a cluster
 selection.py    best-of-N, filters and preference pairs from scored responses
 """

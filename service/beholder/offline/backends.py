@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
 from typing import Any, Final
@@ -16,7 +16,7 @@ from beholder.local import trusted
 from beholder.offline.pipeline import scored_in_order
 from beholder.offline.scorers import EngineScorer, RecordScorer, ServiceScorer
 from beholder.offline.scoring import Job, Position
-from beholder.offline.tasks import Scored
+from beholder.offline.tasks import Scored, Task
 from beholder.settings import Settings
 
 _CONNECTIONS = 64
@@ -42,7 +42,7 @@ class EngineBackend:
 
     async def _run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
         async with engine_scorer(self._settings) as scorer:
-            await drive(job, position, scorer, accept)
+            await drive(job.tasks(position), scorer, job.in_flight, accept)
 
 
 class ServiceBackend:
@@ -64,7 +64,7 @@ class ServiceBackend:
         async with AsyncRewardClient(
             self._urls, api_key=self._api_key, fingerprint=self.about["fingerprint"], max_concurrency=_CONNECTIONS
         ) as client:
-            await drive(job, position, ServiceScorer(client), accept)
+            await drive(job.tasks(position), ServiceScorer(client), job.in_flight, accept)
 
     def _card(self) -> dict[str, Any]:
         """What the first service that answers says about its checkpoint."""
@@ -96,6 +96,12 @@ def with_small_caches(settings: Settings) -> Settings:
     return settings.model_copy(update={"engine_args": engine_args})
 
 
+def plain(settings: Settings) -> dict[str, Any]:
+    """What was set, whichever way: for `load_settings` in a process whose own environment then changes nothing."""
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    return {**values, "checkpoint": settings.checkpoint.resolve()}
+
+
 def share_interpreter() -> None:
     """Threads of this process take turns sooner.
 
@@ -113,8 +119,8 @@ async def engine_scorer(settings: Settings) -> AsyncIterator[EngineScorer]:
         yield EngineScorer(engine, renderer, settings, checkpoint.manifest.calibration)
 
 
-async def drive(job: Job, position: Position, scorer: RecordScorer, accept: Callable[[Scored], None]) -> None:
-    """Score what follows `position` with a scorer that is ready."""
-    async with aclosing(scored_in_order(job.tasks(position), scorer, job.in_flight)) as results:
+async def drive(tasks: Iterable[Task], scorer: RecordScorer, in_flight: int, accept: Callable[[Scored], None]) -> None:
+    """Score `tasks` with a scorer that is ready."""
+    async with aclosing(scored_in_order(tasks, scorer, in_flight)) as results:
         async for scored in results:
             accept(scored)

@@ -47,6 +47,8 @@ def _add_score_file(parser: argparse.ArgumentParser) -> None:
                         help="a bad record becomes a row with its error, or ends the run (default: row)")  # fmt: skip
     parser.add_argument("--in-flight", type=_count, default=256, metavar="N",
                         help="responses at a time, for each engine (default: 256)")  # fmt: skip
+    parser.add_argument("--engines", type=_count, default=1, metavar="N",
+                        help="for a small model: engines here, each in a process of its own (default: 1)")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="score anew, whatever was scored or written before")
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
                         help="score on a Ray cluster, an engine a GPU (no address: this machine's)")  # fmt: skip
@@ -109,7 +111,10 @@ def _score_file(options: argparse.Namespace) -> int:
 
 def _backend(options: argparse.Namespace) -> "Backend":
     from beholder.offline.backends import EngineBackend, ServiceBackend
+    from beholder.offline.engines import EnginesBackend
 
+    if options.engines > 1 and (options.url or options.ray is not None):
+        raise ConfigurationError("--engines loads them on this machine: give --checkpoint, and --ray-engines on Ray")
     if options.url:
         if options.ray is not None:
             raise ConfigurationError("--ray loads the checkpoint on the cluster: give --checkpoint, not --url")
@@ -118,7 +123,7 @@ def _backend(options: argparse.Namespace) -> "Backend":
     if settings.chosen_engine == "fake":
         print("beholder: the fake engine's scores mean nothing", file=sys.stderr)
     if options.ray is None:
-        return EngineBackend(settings)
+        return EngineBackend(settings) if options.engines == 1 else EnginesBackend(settings, options.engines)
     from beholder.offline.ray_scoring import RayBackend
 
     return RayBackend(settings, options.ray or None, options.ray_engines)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from beholder.errors import BeholderError, ConfigurationError, EngineUnavailable
-from beholder.offline.backends import about, engine_scorer
+from beholder.offline.backends import about, engine_scorer, plain
 from beholder.offline.pipeline import scored_in_order
 from beholder.offline.scorers import EngineScorer
 from beholder.offline.scoring import Job, Position
@@ -93,7 +93,7 @@ class RayBackend:
             return spans.map_batches(
                 SpanScorer,
                 fn_constructor_args=(
-                    _plain(self._settings),
+                    plain(self._settings),
                     job.input.resolve(),
                     job.image_root and job.image_root.resolve(),
                     job.in_flight,
@@ -199,12 +199,6 @@ def _plan(engines: int | None) -> tuple[int, dict[str, float]]:
     engines = engines or len(nodes)
     on_a_node = -(-engines // len(nodes))
     return engines, {"num_cpus": max(1, min(node["CPU"] for node in nodes) // on_a_node)}
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """What was set, whichever way, so that a node's own environment changes nothing."""
-    values = {name: getattr(settings, name) for name in Settings.model_fields}
-    return {**values, "checkpoint": settings.checkpoint.resolve()}
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from beholder.checkpoint import Calibration
 from beholder.client import AsyncRewardClient
 from beholder.concurrency import all_or_none
-from beholder.engine import Engine
+from beholder.engine import Engine, EngineScore, score_group
 from beholder.errors import (
     BeholderError,
     EngineError,
@@ -78,21 +78,30 @@ class EngineScorer:
             pixels = sum(record.pixels for record in prepared)
             self._room.take(pixels)
         try:
-            outcomes = await all_or_none(self._score(prompt) for record in prepared for prompt in record.prompts)
+            outcomes = iter(await self._score([prompt for record in prepared for prompt in record.prompts]))
         finally:
             self._room.give(pixels)
-        remaining = iter(outcomes)
-        return [tuple(islice(remaining, len(record.prompts))) for record in prepared]
+        return [tuple(islice(outcomes, len(record.prompts))) for record in prepared]
 
-    async def _score(self, prompt: Prompt | Outcome) -> Outcome:
-        if isinstance(prompt, Outcome):
-            return prompt
-        return await _outcome(partial(self._score_prompt, prompt))
+    async def _score(self, prompts: Sequence[Prompt | Outcome]) -> list[Outcome]:
+        """All at once; then again, each alone, those on which the engine failed."""
+        scores = iter(await score_group(self._engine, [item for item in prompts if isinstance(item, Prompt)]))
+        outcomes: list[Outcome] = []
+        for prompt in prompts:
+            if isinstance(prompt, Outcome):
+                outcomes.append(prompt)
+            elif isinstance(found := next(scores), EngineScore):
+                outcomes.append(self._of_score(found))
+            else:
+                outcomes.append(await _outcome(partial(self._score_prompt, prompt), found))
+        return outcomes
 
     async def _score_prompt(self, prompt: Prompt) -> Outcome:
-        logit = (await self._engine.score(prompt)).logit
-        normalized = normalize([logit], self._calibration)[0] if self._calibration else None
-        return Outcome(logit, normalized)
+        return self._of_score(await self._engine.score(prompt))
+
+    def _of_score(self, score: EngineScore) -> Outcome:
+        normalized = normalize([score.logit], self._calibration)[0] if self._calibration else None
+        return Outcome(score.logit, normalized)
 
     def _prepare(self, task: Task) -> _Prepared:
         """Runs in a thread."""
@@ -193,18 +202,21 @@ class _PixelRoom:
             self._free.set()
 
 
-async def _outcome(score: Callable[[], Awaitable[Outcome]]) -> Outcome:
-    """The outcome, or the error where it is this response's. Raises BeholderError for any other fault."""
-    for attempt in range(1, ATTEMPTS + 1):
+async def _outcome(score: Callable[[], Awaitable[Outcome]], failure: BaseException | None = None) -> Outcome:
+    """The outcome, or the error where it is this response's; with `failure` of a first attempt, that of the next ones.
+
+    Raises any other fault.
+    """
+    failures = [] if failure is None else [failure]
+    while not failures or (type(failures[-1]) is EngineError and len(failures) < ATTEMPTS):
         try:
             return await score()
         except BeholderError as error:
-            if not _is_the_records(error):
-                raise
-            if isinstance(error, EngineError) and attempt < ATTEMPTS:
-                continue  # its batch may have failed on another one
-            return Outcome.of_error(error)
-    raise AssertionError("unreachable")
+            failures.append(error)  # an EngineError's batch may have failed on another one
+    last = failures[-1]
+    if not isinstance(last, BeholderError) or not _is_the_records(last):
+        raise last
+    return Outcome.of_error(last)
 
 
 def _is_the_records(error: BeholderError) -> bool:
