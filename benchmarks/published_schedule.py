@@ -16,21 +16,21 @@ from beholder_training.branch import Branch
 from beholder_training.losses import bradley_terry
 from beholder_training.trainer import RewardTrainer
 
-PAIRS_A_FORWARD = 4
-
 Example = tuple[Item, int, int]  # a prompt, and the numbers of the chosen and the rejected response
 
 
 class PublishedTrainer(RewardTrainer):
     """`RewardTrainer` but for the forwards. Both branches must be padded (`packed` False), a group a response."""
 
+    pairs_a_forward = 4
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As RewardTrainer's, for one process and a weighting of each pair alone."""
         model.train()
         examples = [(item, chosen, rejected) for item in inputs["items"] for chosen, rejected in item.pairs]
         loss = torch.zeros((), device=self.args.device)
-        for start in range(0, len(examples), PAIRS_A_FORWARD):
-            part = self._part(model, examples[start : start + PAIRS_A_FORWARD]) / len(examples)
+        for start in range(0, len(examples), self.pairs_a_forward):
+            part = self._part(model, examples[start : start + self.pairs_a_forward]) / len(examples)
             self.accelerator.backward(part)
             loss += part.detach()
         return loss

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -26,6 +27,10 @@ from beholder.errors import BeholderError
 from beholder_training import worlds
 from beholder_training.data import Record
 from benchmarks.circumstances import circumstances
+
+if TYPE_CHECKING:
+    from beholder_training.branch import Branch
+    from beholder_training.config import TrainingConfig
 
 SCHEDULES = ("published", "packed", "packed_text_only")
 EQUAL_STEPS = 20
@@ -63,39 +68,61 @@ def measure(schedule: str, base: Path, responses: int, parsed: argparse.Namespac
     import torch
     from transformers import set_seed
 
-    from beholder_training.config import TrainingConfig
     from beholder_training.pipeline import make_branches
-    from beholder_training.runs import train
-    from beholder_training.trainer import RewardTrainer
-    from benchmarks.published_schedule import PublishedTrainer
 
     torch.set_num_threads(parsed.threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         records = make_records(folder, parsed.prompts * parsed.steps, responses, parsed.side)
-        config = TrainingConfig(
-            base=str(base),
-            output=folder / schedule,
-            train=[folder],
-            validation=[folder],
-            algorithm="sfc",
-            proxy_input="text_only" if schedule == "packed_text_only" else "blank_image",
-            steps=parsed.steps,
-            batch_prompts=parsed.prompts,
-            learning_rate=1e-4,
-            logging_steps=1,
-        )
+        config = configure(schedule, base, folder / schedule, steps=parsed.steps, batch_prompts=parsed.prompts)
         set_seed(0)
-        main, proxy = make_branches(config)
-        assert proxy is not None
-        main.packed = proxy.packed = schedule != "published"
-        ends: list[float] = []
-        trainer_class = PublishedTrainer if schedule == "published" else RewardTrainer
-        trainer = train(config, records, main, proxy, timed(trainer_class, ends))
-    pairs = parsed.prompts * responses * (responses - 1) // 2
-    losses = [line["loss"] for line in trainer.state.log_history if "learning_rate" in line]
-    speed = pairs * (len(ends) - 1) / (ends[-1] - ends[0])
+        losses, ends = train_schedule(schedule, config, records, *make_branches(config))
+    speed = parsed.prompts * pairs_of(responses) * (len(ends) - 1) / (ends[-1] - ends[0])
     return Run(schedule, responses, losses, speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def pairs_of(responses: int) -> int:
+    """Of responses that all differ in quality."""
+    return responses * (responses - 1) // 2
+
+
+def configure(schedule: str, base: Path, output: Path, **settings: Any) -> "TrainingConfig":
+    """A run of `schedule`; "packed_no_proxy" has no proxy at all, so weights of 1."""
+    from beholder_training.config import TrainingConfig
+
+    return TrainingConfig(
+        base=str(base),
+        output=output,
+        train=[output],
+        validation=[output],
+        algorithm="standard" if schedule == "packed_no_proxy" else "sfc",
+        proxy_input="text_only" if schedule == "packed_text_only" else "blank_image",
+        learning_rate=1e-4,
+        logging_steps=1,
+        **settings,
+    )
+
+
+def train_schedule(
+    schedule: str,
+    config: "TrainingConfig",
+    records: Sequence[Record],
+    main: "Branch",
+    proxy: "Branch | None",
+    watch: Callable[[Any], Any] = lambda loop: loop,
+) -> tuple[list[float], list[float]]:
+    """The loss of every step, and when it had been logged. `watch` makes another trainer of the schedule's."""
+    from beholder_training.runs import train
+    from beholder_training.trainer import RewardTrainer
+    from benchmarks.published_schedule import PublishedTrainer
+
+    for branch in (main, proxy):
+        if branch is not None:
+            branch.packed = schedule != "published"
+    ends: list[float] = []
+    loop = watch(PublishedTrainer if schedule == "published" else RewardTrainer)
+    trainer = train(config, records, main, proxy, timed(loop, ends))
+    return [line["loss"] for line in trainer.state.log_history if "learning_rate" in line], ends
 
 
 def timed(trainer_class: Any, ends: list[float]) -> Any:

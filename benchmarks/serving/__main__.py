@@ -19,7 +19,7 @@ from beholder.load_test.mix import Mix
 from beholder_training.demo.serving import served
 from benchmarks.circumstances import circumstances
 from benchmarks.serving import contest, hugging_face, prefix, pressure
-from benchmarks.serving.checkpoints import SIZES, make_checkpoint
+from benchmarks.serving.checkpoints import make_checkpoint
 from benchmarks.serving.contest import Ratio, ratio
 from benchmarks.serving.samples import mix_for
 
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=list(PLAIN_EVERY), default=list(PLAIN_EVERY))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--overload-seconds", type=float, default=120, help="0 leaves the burst and overload out")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving.json"))

@@ -76,25 +76,28 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
 
 @dataclass(frozen=True)
 class Contestants:
+    """`concurrency`: samples that are sent at a time."""
+
     service: str
     stock: str
     engine: Direct
+    concurrency: int = CONCURRENCY
 
     def play(self, scenario: Scenario, round_number: int, rates: Rates) -> None:
         """One round: every contestant scores the same samples."""
         requests = list(items(scenario.mix, round_number))
-        at_a_time = max(1, CONCURRENCY // requests[0].samples)
+        at_a_time = max(1, self.concurrency // requests[0].samples)
         alone = self.engine.measure(scenario.mix, round_number, at_a_time)
         rates.alone.append(alone["samples_per_second"])
         if scenario.mix.images == "reference":
             pictures = dict.fromkeys(item.image for item in requests if item.image)
             asyncio.run(send_ahead(self.service, pictures))
-        run = _send(self.service, requests, at_a_time)
-        rates.service.append(_rate(run))
+        run = send_checked(self.service, requests, at_a_time)
+        rates.service.append(rate_of(run))
         rates.client_cpu.append(run.cpu_s / run.seconds)
         rates.greatest_difference = max(rates.greatest_difference, score_difference(requests, run, alone["logits"]))
         if scenario.against_stock:
-            rates.stock.append(_rate(_send(self.stock, stock_items(requests), CONCURRENCY)))
+            rates.stock.append(rate_of(send_checked(self.stock, stock_items(requests), self.concurrency)))
 
 
 @contextmanager
@@ -122,7 +125,8 @@ def contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path) -> dict[str,
     return found
 
 
-def _send(url: str, requests: list[Item], concurrency: int) -> Run:
+def send_checked(url: str, requests: list[Item], concurrency: int) -> Run:
+    """Send, `concurrency` at a time. Raises RuntimeError where an answer has no scores."""
     load = Load(concurrency, seconds=None, requests=len(requests))
     run = asyncio.run(send(url, requests, load, progress=False))
     if bad := [outcome for outcome in run.outcomes if outcome.status != 200]:
@@ -130,7 +134,8 @@ def _send(url: str, requests: list[Item], concurrency: int) -> Run:
     return run
 
 
-def _rate(run: Run) -> float:
+def rate_of(run: Run) -> float:
+    """Samples a second."""
     return sum(outcome.item.samples for outcome in run.outcomes) / run.seconds
 
 

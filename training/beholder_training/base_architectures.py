@@ -12,15 +12,23 @@ from beholder_training.base_tokenizers import INTERNVL_TOKENS, LLAVA_TOKENS, QWE
 
 @dataclass(frozen=True, slots=True)
 class BaseSize:
-    """Width and depth of a base. `std` initialises every matrix; None is 1/sqrt(its input width)."""
+    """Width and depth of a base. `std` initialises every matrix; None is 1/sqrt(its input width).
+
+    key_value_heads, intermediate: 0 takes `heads`, and four times `hidden`. deepstack: the vision layers that Qwen3-VL
+    feeds to its first text layers. tile: patches on a side of the tiles of InternVL and of LLaVA's picture.
+    """
 
     hidden: int = 64
     layers: int = 2
     heads: int = 2
+    key_value_heads: int = 0
+    intermediate: int = 0
     vision_hidden: int = 64
     vision_layers: int = 2
     vision_heads: int = 2
     patch: int = 8
+    deepstack: tuple[int, ...] = (0,)
+    tile: int = 8
     vocabulary: int = 512
     std: float | None = None
 
@@ -29,10 +37,10 @@ def _text_config(size: BaseSize, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": size.vocabulary,
         "hidden_size": size.hidden,
-        "intermediate_size": size.hidden * 4,
+        "intermediate_size": size.intermediate or size.hidden * 4,
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
-        "num_key_value_heads": size.heads,
+        "num_key_value_heads": size.key_value_heads or size.heads,
         "max_position_embeddings": 8192,
         **more,
     }
@@ -80,7 +88,7 @@ def qwen3_vl(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
             "patch_size": size.patch,
             "out_hidden_size": size.hidden,
             "num_position_embeddings": 256,
-            "deepstack_visual_indexes": [0],
+            "deepstack_visual_indexes": list(size.deepstack),
         },
         tie_word_embeddings=True,
         **_qwen_ids(tokenizer),
@@ -126,7 +134,7 @@ def internvl(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
     )
 
     tokenizer = make_tokenizer(size.vocabulary, texts, INTERNVL_TOKENS)
-    side = size.patch * 8
+    side = size.patch * size.tile
     config = InternVLConfig(
         text_config=_text_config(size, model_type="qwen2"),
         vision_config={
@@ -138,7 +146,7 @@ def internvl(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
             "patch_size": [size.patch, size.patch],
         },
         image_token_id=tokenizer.convert_tokens_to_ids(INTERNVL_TOKENS["image"]),
-        image_seq_length=16,
+        image_seq_length=(size.tile // 2) ** 2,
         tie_word_embeddings=True,
     )
     pixels = {"height": side, "width": side}
@@ -146,7 +154,7 @@ def internvl(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
         GotOcr2ImageProcessor(size=pixels, crop_to_patches=True, min_patches=1, max_patches=4),
         tokenizer,
         InternVLVideoProcessor(size=pixels),
-        image_seq_length=16,
+        image_seq_length=(size.tile // 2) ** 2,
         chat_template=tokenizer.chat_template,
     )
     return processor, InternVLModel(config)
@@ -156,7 +164,7 @@ def llava(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
     from transformers import LlavaConfig, LlavaModel, LlavaProcessor, SiglipImageProcessor
 
     tokenizer = make_tokenizer(size.vocabulary, texts, LLAVA_TOKENS)
-    side = size.patch * 8
+    side = size.patch * size.tile
     config = LlavaConfig(
         text_config=_text_config(size, model_type="qwen2"),
         vision_config={
@@ -170,7 +178,7 @@ def llava(size: BaseSize, texts: list[str]) -> tuple[Any, Any]:
             "vision_use_head": False,
         },
         image_token_index=tokenizer.convert_tokens_to_ids(LLAVA_TOKENS["image"]),
-        image_seq_length=64,
+        image_seq_length=size.tile**2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         tie_word_embeddings=True,

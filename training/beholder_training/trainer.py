@@ -51,7 +51,8 @@ class RewardTrainer(Trainer):
         self.criterion = Objective.from_config(config)
         self.stopper = StopOnSigterm()
         self.vision_caches = vision_caches
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, int] = {}
         self._weights: list[Tensor] = []
         self._items: list[Item] = []
         super().__init__(
@@ -194,19 +195,20 @@ class RewardTrainer(Trainer):
         return self.lr_scheduler
 
     def _observe(self, seen: dict[str, Tensor]) -> None:
+        """On the device: reading a number there would hold up the backward until the forward is done."""
         for name, values in seen.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(values.detach().sum())
-            self._sums[f"{name}/n"] = self._sums.get(f"{name}/n", 0.0) + len(values)
+            self._sums[name] = self._sums.get(name, 0.0) + values.detach().sum(dtype=torch.float64)
+            self._counts[name] = self._counts.get(name, 0) + len(values)
         if "weight" in seen:
-            self._weights.append(seen["weight"].detach().float().cpu())
+            self._weights.append(seen["weight"].detach().float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means over this process's pairs since the last log, and two quantiles of their weights."""
-        names = [name for name in self._sums if not name.endswith("/n") and self._sums[f"{name}/n"]]
-        means = {name: round(self._sums[name] / self._sums[f"{name}/n"], 6) for name in names}
+        means = {name: round(float(self._sums[name]) / count, 6) for name, count in self._counts.items() if count}
         quantiles = {}
         if self._weights and (weights := torch.cat(self._weights)).numel():
             quantiles = {f"weight_{level}": round(float(weights.quantile(level)), 6) for level in WEIGHT_QUANTILES}
         self._sums.clear()
+        self._counts.clear()
         self._weights.clear()
         super().log({**logs, **means, **quantiles}, start_time)

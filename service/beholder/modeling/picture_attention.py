@@ -16,6 +16,8 @@ from transformers import AttentionInterface
 NAME: Final = "beholder_flash_pictures"
 """transformers gives the whole sequence, with `cu_seq_lens_q`, to attention with "flash" in its name."""
 
+_RUNS: Final = "beholder_runs"
+
 
 def prepare_tower(tower: Any) -> None:
     """Make `tower` as fast as this module says; the names of its weights stay. Nothing where it is of another kind."""
@@ -41,8 +43,7 @@ def picture_attention(
 
     cu_seq_lens_q: (pictures + 1,), where each picture begins, and the end.
     """
-    lengths = [end - start for start, end in pairwise(cu_seq_lens_q.tolist())]
-    runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+    runs = _runs(cu_seq_lens_q)
     parts = [
         torch.split(states[0], [length * count for length, count in runs], dim=1) for states in (query, key, value)
     ]
@@ -52,6 +53,17 @@ def picture_attention(
         result = scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scaling)
         results.append(result.transpose(1, 2).flatten(0, 1))
     return torch.cat(results).unsqueeze(0), None
+
+
+def _runs(starts: Tensor) -> list[tuple[int, int]]:
+    """(patches, pictures) of pictures of one size that follow each other; kept on the tensor, since reading it waits
+    for the accelerator and every layer gets the same one."""
+    runs: list[tuple[int, int]] | None = getattr(starts, _RUNS, None)
+    if runs is None:
+        lengths = [end - start for start, end in pairwise(starts.tolist())]
+        runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+        setattr(starts, _RUNS, runs)
+    return runs
 
 
 class _PatchProjection(nn.Module):
