@@ -103,7 +103,7 @@ def packed_attention(
         module, queries.suffix, keys.seen(), values.seen(), layout["visible"], **options
     )
     results = torch.cat([prefix_result.flatten(0, 1), suffix_result.flatten(0, 1)])
-    return results[layout["back"]].unflatten(0, (rows, length)), None
+    return results.index_select(0, layout["back"]).unflatten(0, (rows, length)), None
 
 
 class _Parts:
@@ -117,12 +117,16 @@ class _Parts:
 
     def seen(self) -> Tensor:
         """(responses, heads, P + S, size): what each response may look at."""
-        return torch.cat([self.prefix[self._group], self.suffix], 2)
+        return torch.cat([self.prefix.index_select(0, self._group), self.suffix], 2)
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:
-    """(tokens, heads, size), (n, m) -> (n, heads, m, size)."""
-    return states[index].transpose(1, 2)
+    """(tokens, heads, size), (n, m) -> (n, heads, m, size).
+
+    Not by states[index], whose gradient is sorted on CUDA.
+    """
+    taken: Tensor = states.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return taken.transpose(1, 2)
 
 
 AttentionInterface.register(NAME, packed_attention)
