@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 SCOPE = 'namespace=~"$namespace",job=~"$job"'
 ASKED = f'{SCOPE},route!~"/livez|/readyz|/metrics"'
 BY_CHECKPOINT = (
-    f"sum by (fingerprint) (rate(beholder_requests_total{{{ASKED}}}[$__rate_interval])"
-    f" * on (namespace, job, instance) group_left (fingerprint) beholder_model_info{{{SCOPE}}})"
+    f"sum by (fingerprint) (rate(beholder_samples_total{{{SCOPE}}}[$__rate_interval])"
+    f" * on (namespace, job, instance, model) group_left (fingerprint) beholder_model_info{{{SCOPE}}})"
 )
 COLUMNS = 3
 WIDTH, HEIGHT = 24 // COLUMNS, 7
@@ -63,7 +63,7 @@ ROWS: dict[str, list[Panel]] = {
             "stat",
         ),
         Panel("Requests", "reqps", {"{{route}} {{status}}": rate("beholder_requests_total", "route, status", ASKED)}),
-        Panel("Requests, by checkpoint", "reqps", {"{{fingerprint}}": BY_CHECKPOINT}),
+        Panel("Samples scored, by checkpoint", "ops", {"{{fingerprint}}": BY_CHECKPOINT}),
         Panel(
             "Refused and failed, by reason",
             "reqps",
@@ -137,24 +137,27 @@ ROWS: dict[str, list[Panel]] = {
             "In the calibration's deviations from its mean.",
             "heatmap",
         ),
-        Panel("Mean (drift from the calibration)", "short", {"{{job}}": moment("reward_mean:5m")}),
+        Panel("Mean (drift from the calibration)", "short", {"{{job}} {{model}}": moment("reward_mean:5m")}),
         Panel(
             "Deviation",
             "short",
-            {"{{job}}": f"sqrt({moment('reward_variance:5m')})"},
+            {"{{job}} {{model}}": f"sqrt({moment('reward_variance:5m')})"},
             "1 on the calibration's responses; near 0: all responses get the same reward.",
         ),
         Panel(
             "Correlation of reward and length",
             "short",
-            {"{{job}}": moment("reward_length_correlation:5m")},
+            {"{{job}} {{model}}": moment("reward_length_correlation:5m")},
             "Near 1: longer is better, whatever is said.",
         ),
-        Panel("Length of the responses", "short", {"{{job}} characters": moment("length_mean:5m")}),
+        Panel("Length of the responses", "short", {"{{job}} {{model}} characters": moment("length_mean:5m")}),
         Panel(
             "Median and tails",
             "short",
-            {f"p{q * 100:g}": quantile("beholder_normalized_reward", q) for q in (0.05, 0.5, 0.95)},
+            {
+                f"{{{{model}}}} p{q * 100:g}": quantile("beholder_normalized_reward", q, "model")
+                for q in (0.05, 0.5, 0.95)
+            },
         ),
     ],
 }

@@ -1,46 +1,45 @@
-"""Wiring: settings, engine and checkpoint to an ASGI application."""
+"""Wiring: settings and models to an ASGI application."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI
 
 from beholder import problems
 from beholder.auth import OPEN, Gate, KeyRing
-from beholder.checkpoint import Checkpoint
 from beholder.decoded_images import DecodedImages
-from beholder.engine import Engine
 from beholder.engine.caching import CachingEngine
-from beholder.errors import ConfigurationError
 from beholder.image_sources import ImageLoader
 from beholder.image_store import open_store
 from beholder.image_urls import UrlFetcher, UrlPolicy
+from beholder.in_flight import InFlight
 from beholder.lifecycle import Lifecycle
 from beholder.metrics import Metrics
 from beholder.middleware import Surroundings
+from beholder.models import Model
 from beholder.openapi import TITLE, add_routes
-from beholder.policy_template import PolicyTemplate, open_template
-from beholder.prompts import PromptRenderer
+from beholder.policy_template import open_template
 from beholder.routes.context import Context, attach
-from beholder.scoring import SampleLimits, Scorer
+from beholder.scoring import Scorer
 from beholder.settings import Settings
 from beholder.tracing import Tracing, create_provider
 
 
-def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, renderer: PromptRenderer) -> FastAPI:
-    """The service around `engine`, which its lifespan starts in the background and stops."""
+def create_app(settings: Settings, models: Sequence[Model]) -> FastAPI:
+    """The service around `models`, whose engines its lifespan starts in the background and stops.
+
+    The first model is asked where a request names none.
+    """
     metrics = Metrics()
-    if settings.score_cache_bytes:
-        engine = CachingEngine(engine, settings.score_cache_bytes, metrics)
-    metrics.model.labels(checkpoint.fingerprint, checkpoint.manifest.base_model).set(1)
-    lifecycle = Lifecycle(settings, engine, checkpoint, renderer, metrics)
-    calibration = checkpoint.manifest.calibration
-    images = _images(settings, metrics)
-    limits = SampleLimits(settings.max_in_flight, settings.max_images, settings.overlong == "truncate")
-    scorer = Scorer(engine, renderer, images, limits, metrics, calibration)
-    policy = open_template(settings.policy_template)
-    provider = create_provider(settings.otlp_endpoint, checkpoint.fingerprint) if settings.otlp_endpoint else None
+    if cache_bytes := settings.score_cache_bytes // len(models):
+        models = [replace(model, engine=CachingEngine(model.engine, cache_bytes, metrics)) for model in models]
+    lifecycle = Lifecycle(settings, models, metrics)
+    images, in_flight = _images(settings, metrics), InFlight(settings.max_in_flight, metrics)
+    scorers = tuple(Scorer(model, images, in_flight, metrics) for model in models)
+    fingerprints = [model.fingerprint for model in models]
+    provider = create_provider(settings.otlp_endpoint, ",".join(fingerprints)) if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,8 +52,8 @@ def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, rende
                 await asyncio.to_thread(provider.shutdown)
 
     app = FastAPI(**TITLE, lifespan=lifespan, redoc_url=None)
-    own_template = _own_template(renderer) or policy
-    attach(app, Context(settings, checkpoint, engine, lifecycle, scorer, metrics, images, policy, own_template))
+    policy = open_template(settings.policy_template)
+    attach(app, Context(settings, scorers, in_flight, lifecycle, metrics, images, policy))
     problems.install(app, settings.shed_status)
     add_routes(app)
     _lock(app, settings)
@@ -62,7 +61,7 @@ def create_app(settings: Settings, engine: Engine, checkpoint: Checkpoint, rende
         Surroundings,
         metrics=metrics,
         lifecycle=lifecycle,
-        fingerprint=checkpoint.fingerprint,
+        fingerprint=fingerprints[0],
         max_body_bytes=settings.max_body_bytes_in_flight,
     )
     if provider is not None:
@@ -94,11 +93,3 @@ def _images(settings: Settings, metrics: Metrics) -> ImageLoader:
     store = open_store(settings.image_store, settings.image_store_bytes, settings.image_ttl_s)
     decoded = DecodedImages(settings.max_decoded_pixels)
     return ImageLoader(settings.image_limits, store, fetcher, settings.max_body_bytes, decoded, metrics)
-
-
-def _own_template(renderer: PromptRenderer) -> PolicyTemplate | None:
-    """The checkpoint's template to read strings by; None when it cannot be read back."""
-    try:
-        return PolicyTemplate(renderer.chat_template, *renderer.template_tokens)
-    except ConfigurationError:
-        return None

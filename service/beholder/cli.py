@@ -93,8 +93,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     """A flag for every setting, so that none is missing."""
     from beholder.settings import Settings
 
+    help_text = "serve this one too, as NAME; repeat for more (--config and BEHOLDER_MODELS set more of each)"
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=CHECKPOINT", help=help_text)
+
     for name, field in Settings.model_fields.items():
-        if name == "checkpoint":
+        if name in ("checkpoint", "models"):
             continue
         shown = "none" if field.default is None else field.get_default(call_default_factory=True)
         text = " ".join(filter(None, [field.description, f"(default: {shown})"])).replace("%", "%%")
@@ -119,7 +122,17 @@ def _serve(options: argparse.Namespace) -> int:
     flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     if "engine_args" in flags:
         flags["engine_args"] = parse_map(flags["engine_args"])
+    if options.model:
+        flags["models"] = dict(map(_named_checkpoint, options.model))
     return serve(load_settings(flags, options.config))
+
+
+def _named_checkpoint(text: str) -> tuple[str, dict[str, str]]:
+    """What one --model says."""
+    name, _, folder = text.partition("=")
+    if not (name and folder):
+        raise ConfigurationError(f"--model {text}: write NAME=CHECKPOINT")
+    return name, {"checkpoint": folder}
 
 
 def _score(options: argparse.Namespace) -> int:

@@ -5,13 +5,13 @@ Everything slow runs beside the event loop, so /livez answers from the first mom
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
-from beholder.checkpoint import Checkpoint, Dtype, verify_files
-from beholder.engine import Engine
+from beholder.checkpoint import verify_files
 from beholder.errors import BeholderError, EngineError, EngineUnavailable, GoldenMismatch
 from beholder.golden import require_passed, score_golden
 from beholder.metrics import Metrics
-from beholder.prompts import PromptRenderer
+from beholder.models import Model
 from beholder.settings import Settings
 
 HEALTH_INTERVAL_S = 0.2
@@ -20,25 +20,20 @@ _log = logging.getLogger(__name__)
 
 
 class Lifecycle:
-    """The service's state. `failure` is set when the process cannot go on and should exit non-zero."""
+    """The service's state: ready when all `models` are. `failure` is set when the process cannot go on and should exit
+    non-zero."""
 
-    def __init__(
-        self, settings: Settings, engine: Engine, checkpoint: Checkpoint, renderer: PromptRenderer, metrics: Metrics
-    ) -> None:
+    def __init__(self, settings: Settings, models: Sequence[Model], metrics: Metrics) -> None:
         self._settings = settings
-        self._engine = engine
-        self._checkpoint = checkpoint
-        self._renderer = renderer
+        self._models = models
         self._metrics = metrics
         self._blocked_by: BeholderError | None = EngineUnavailable("the service is starting")
         self._task: asyncio.Task[None] | None = None
         self.failure: BeholderError | None = None
         self.draining = False
-        metrics.engine_up.set_function(lambda: engine.healthy)
-        metrics.engine_running.set_function(lambda: engine.activity.running)
-        metrics.engine_waiting.set_function(lambda: engine.activity.waiting)
-        engine.activity.on_batch = metrics.engine_batch.observe
         metrics.ready.set_function(lambda: self.unready is None)
+        for model in models:
+            _watch(model, metrics)
 
     @property
     def accepting(self) -> bool:
@@ -64,15 +59,16 @@ class Lifecycle:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._engine.stop()
+        await asyncio.gather(*(model.engine.stop() for model in self._models))
 
     async def _run(self) -> None:
         try:
             await self._load()
             await self._become_ready()
-            while self._engine.healthy:  # noqa: ASYNC110 (an engine dies without telling)
+            while all(model.engine.healthy for model in self._models):  # noqa: ASYNC110 (an engine dies without telling)
                 await asyncio.sleep(HEALTH_INTERVAL_S)
-            raise EngineUnavailable("the engine died")
+            dead = ", ".join(model.name for model in self._models if not model.engine.healthy)
+            raise EngineUnavailable(f"the engine died: {dead}")
         except BeholderError as error:
             self._fail(error)
         except Exception as error:
@@ -80,35 +76,56 @@ class Lifecycle:
             self._fail(EngineError(f"{type(error).__name__}: {error}"))
 
     async def _load(self) -> None:
-        if self._settings.verify_files:
-            self._blocked_by = EngineUnavailable("the checkpoint's files are being verified")
-            await asyncio.to_thread(verify_files, self._checkpoint)
-        self._blocked_by = EngineUnavailable("the engine is loading the checkpoint")
-        await self._engine.start()
+        """One after the other, since an engine measures while it loads how much memory is free. The first model comes
+        last: of vLLM's own metrics those of the engine that loaded last are shown."""
+        for model in reversed(self._models):
+            if self._settings.verify_files:
+                self._blocked_by = EngineUnavailable(f"the files of {model.name} are being verified")
+                await asyncio.to_thread(verify_files, model.checkpoint)
+            self._blocked_by = EngineUnavailable(f"the engine is loading {model.name}")
+            await model.engine.start()
 
     async def _become_ready(self) -> None:
         if self._settings.chosen_engine == "fake":
             _log.warning("the fake engine serves scores that mean nothing; golden samples are not checked")
             self._blocked_by = None
             return
-        await self._check_golden()
+        mismatches = []
+        for model in self._models:
+            self._blocked_by = EngineUnavailable(f"the golden samples of {model.name} are being scored")
+            try:
+                await self._check_golden(model)
+            except GoldenMismatch as error:
+                # A restart would not help, and a live process can be asked why it is not ready.
+                _log.error("%s", error)
+                mismatches.append(error)
+        self._blocked_by = mismatches[0] if mismatches else None
+        if not mismatches:
+            _log.info("ready")
 
-    async def _check_golden(self) -> None:
-        self._blocked_by = EngineUnavailable("the golden samples are being scored")
-        dtype: Dtype = self._settings.dtype or self._checkpoint.manifest.dtype
-        results = await score_golden(self._engine, self._renderer, self._checkpoint, dtype)
-        self._metrics.golden_error.set(max(abs(result.served - result.trained) for result in results))
+    async def _check_golden(self, model: Model) -> None:
+        """Raises GoldenMismatch."""
+        results = await score_golden(model.engine, model.renderer, model.checkpoint, model.dtype)
+        self._metrics.golden_error.labels(model.name).set(max(abs(each.served - each.trained) for each in results))
         try:
             require_passed(results)
         except GoldenMismatch as error:
-            # A restart would not help, and a live process can be asked why it is not ready.
-            _log.error("%s", error)
-            self._blocked_by = error
-            return
-        self._metrics.golden_passed.set(1)
-        self._blocked_by = None
-        _log.info("ready: %d golden samples scored as trained", len(results))
+            raise error.at(model.name) from None
+        self._metrics.golden_passed.labels(model.name).set(1)
+        _log.info("%s: %d golden samples scored as trained", model.name, len(results))
 
     def _fail(self, error: BeholderError) -> None:
         _log.error("%s", error)
         self._blocked_by = self.failure = error
+
+
+def _watch(model: Model, metrics: Metrics) -> None:
+    """What /metrics shows of a model's engine, from before it loads."""
+    name, engine = model.name, model.engine
+    metrics.model.labels(name, model.fingerprint, model.checkpoint.manifest.base_model).set(1)
+    metrics.golden_passed.labels(name).set(0)
+    metrics.golden_error.labels(name).set(0)
+    metrics.engine_up.labels(name).set_function(lambda: engine.healthy)
+    metrics.engine_running.labels(name).set_function(lambda: engine.activity.running)
+    metrics.engine_waiting.labels(name).set_function(lambda: engine.activity.waiting)
+    engine.activity.on_batch = metrics.engine_batch.labels(name).observe

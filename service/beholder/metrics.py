@@ -54,7 +54,7 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        self.samples = Counter("beholder_samples", "Samples scored.", registry=registry)
+        self.samples = Counter("beholder_samples", "Samples scored.", ["model"], registry=registry)
         self.prompt_tokens = Counter(
             "beholder_prompt_tokens", "Tokens of scored prompts, images expanded.", registry=registry
         )
@@ -74,27 +74,34 @@ class Metrics:
             "beholder_samples_in_flight_limit", "Above this, requests are refused as overloaded.", registry=registry
         )
         self.engine_running = Gauge(
-            "beholder_engine_running_samples", "Samples that the engine computes now.", registry=registry
+            "beholder_engine_running_samples", "Samples that the engine computes now.", ["model"], registry=registry
         )
         self.engine_waiting = Gauge(
-            "beholder_engine_waiting_samples", "Samples that wait in the engine's own queue.", registry=registry
+            "beholder_engine_waiting_samples",
+            "Samples that wait in the engine's own queue.",
+            ["model"],
+            registry=registry,
         )
         self.engine_batch = Histogram(
             "beholder_engine_batch_samples",
             "Samples of a batch of the engine (vllm: that a step finished).",
+            ["model"],
             buckets=SAMPLE_BUCKETS,
             registry=registry,
         )
-        self.engine_up = Gauge("beholder_engine_up", "1 while the engine can score.", registry=registry)
+        self.engine_up = Gauge("beholder_engine_up", "1 while the engine can score.", ["model"], registry=registry)
         self.ready = Gauge("beholder_ready", "1 while /readyz answers 200.", registry=registry)
         self.golden_passed = Gauge(
-            "beholder_golden_passed", "1 when the golden samples scored as trained.", registry=registry
+            "beholder_golden_passed", "1 when the golden samples scored as trained.", ["model"], registry=registry
         )
         self.golden_error = Gauge(
-            "beholder_golden_error", "Largest distance of a golden score from training's.", registry=registry
+            "beholder_golden_error", "Largest distance of a golden score from training's.", ["model"], registry=registry
         )
         self.model = Gauge(
-            "beholder_model_info", "The checkpoint; always 1.", ["fingerprint", "base_model"], registry=registry
+            "beholder_model_info",
+            "A checkpoint that is served; always 1.",
+            ["model", "fingerprint", "base_model"],
+            registry=registry,
         )
 
         self.rewards = RewardMoments(registry)
@@ -105,7 +112,7 @@ class Metrics:
 
 
 class RewardMoments:
-    """What the rewards are like: their distribution, and sums from which mean, deviation and correlation follow.
+    """What rewards are like, by model: their distribution, and sums from which mean, deviation and correlation follow.
 
     A reward is `normalized` where the checkpoint is calibrated, else the raw score; a length counts characters. Sums
     add up over replicas and their rates over any window. Prometheus takes a counter that falls for a restart, so sums
@@ -114,36 +121,49 @@ class RewardMoments:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.calibrated = Gauge(
-            "beholder_calibrated", "1 when rewards are in the calibration's deviations.", registry=registry
+            "beholder_calibrated", "1 when rewards are in the calibration's deviations.", ["model"], registry=registry
         )
         self._distribution = Histogram(
-            "beholder_normalized_reward", "Normalized rewards.", buckets=REWARD_BUCKETS, registry=registry
+            "beholder_normalized_reward", "Normalized rewards.", ["model"], buckets=REWARD_BUCKETS, registry=registry
         )
-        self._reward = Counter("beholder_reward_sum", "Sum of rewards, by their sign.", ["sign"], registry=registry)
-        self._reward_squared = Counter("beholder_reward_squared", "Sum of squared rewards.", registry=registry)
-        self._length = Counter("beholder_response_characters", "Characters of the scored responses.", registry=registry)
+        self._reward = Counter(
+            "beholder_reward_sum", "Sum of rewards, by their sign.", ["model", "sign"], registry=registry
+        )
+        self._reward_squared = Counter(
+            "beholder_reward_squared", "Sum of squared rewards.", ["model"], registry=registry
+        )
+        self._length = Counter(
+            "beholder_response_characters", "Characters of the scored responses.", ["model"], registry=registry
+        )
         self._length_squared = Counter(
-            "beholder_response_characters_squared", "Sum of squared lengths of responses.", registry=registry
+            "beholder_response_characters_squared", "Sum of squared lengths of responses.", ["model"], registry=registry
         )
         self._product = Counter(
-            "beholder_reward_characters", "Sum of reward times length, by its sign.", ["sign"], registry=registry
+            "beholder_reward_characters",
+            "Sum of reward times length, by its sign.",
+            ["model", "sign"],
+            registry=registry,
         )
-        for sign in ("positive", "negative"):
-            self._reward.labels(sign)
-            self._product.labels(sign)
 
-    def observe(self, rewards: Sequence[float], lengths: Sequence[int], *, calibrated: bool) -> None:
+    def begin(self, model: str, *, calibrated: bool) -> None:
+        """Show the sums of a model as 0, so that their first change counts in a rate."""
+        self.calibrated.labels(model).set(calibrated)
+        self._distribution.labels(model)
+        self.observe(model, [], [], calibrated=calibrated)
+
+    def observe(self, model: str, rewards: Sequence[float], lengths: Sequence[int], *, calibrated: bool) -> None:
         """Count one request's rewards and its responses' lengths."""
         if calibrated:
+            distribution = self._distribution.labels(model)
             for reward in rewards:
-                self._distribution.observe(reward)
-        _add(self._reward, rewards)
-        _add(self._product, [reward * length for reward, length in zip(rewards, lengths, strict=True)])
-        self._reward_squared.inc(sum(reward * reward for reward in rewards))
-        self._length.inc(sum(lengths))
-        self._length_squared.inc(sum(length * length for length in lengths))
+                distribution.observe(reward)
+        _add(self._reward, model, rewards)
+        _add(self._product, model, [reward * length for reward, length in zip(rewards, lengths, strict=True)])
+        self._reward_squared.labels(model).inc(sum(reward * reward for reward in rewards))
+        self._length.labels(model).inc(sum(lengths))
+        self._length_squared.labels(model).inc(sum(length * length for length in lengths))
 
 
-def _add(counter: Counter, values: Sequence[float]) -> None:
-    counter.labels("positive").inc(sum(value for value in values if value > 0))
-    counter.labels("negative").inc(-sum(value for value in values if value < 0))
+def _add(counter: Counter, model: str, values: Sequence[float]) -> None:
+    counter.labels(model, "positive").inc(sum(value for value in values if value > 0))
+    counter.labels(model, "negative").inc(-sum(value for value in values if value < 0))

@@ -18,6 +18,8 @@ from beholder.request_log import log_request
 
 LOG_KEY: Final = "beholder.log"
 """Where the scope keeps what routes add to the request's line of the log."""
+FINGERPRINT_KEY: Final = "beholder.fingerprint"
+"""Where the scope keeps the fingerprint of the model that answers; the first model's is shown without it."""
 FINGERPRINT_HEADER: Final = "Beholder-Fingerprint"
 ID_HEADER: Final = "X-Request-ID"
 _ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -50,7 +52,7 @@ class Surroundings:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[ID_HEADER] = request_id
-                headers[FINGERPRINT_HEADER] = self._fingerprint
+                headers[FINGERPRINT_HEADER] = scope.get(FINGERPRINT_KEY, self._fingerprint)
                 if self._lifecycle.draining:
                     # The client's next request then goes to a replica that stays.
                     headers["Connection"] = "close"

@@ -120,9 +120,7 @@ class _Context(_Strict):
         return tuple(Inline(image) if isinstance(image, str) else image.source() for image in self.images)
 
 
-ModelName = Annotated[
-    str | None, Field(description="One of GET /models; may be left out where one is served.", max_length=4096)
-]
+ModelName = Annotated[str | None, Field(description="One of GET /models; the first if left out.", max_length=4096)]
 
 
 class ScoreItem(_Context):
@@ -220,7 +218,7 @@ class ImageReceipt(_Strict):
 
 
 class ModelCard(_Strict):
-    """The checkpoint that is served. `names` are what requests may have as `model`."""
+    """A model that is served. `names` are what requests may have as `model`."""
 
     id: str
     names: list[str]

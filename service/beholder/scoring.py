@@ -2,27 +2,26 @@
 all at once."""
 
 import asyncio
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from beholder.checkpoint import Calibration
 from beholder.concurrency import all_or_none
-from beholder.engine import Engine, EngineScore
+from beholder.engine import EngineScore
 from beholder.errors import (
     CheckpointError,
     ImageError,
     InvalidRequest,
-    Overloaded,
     PromptTooLong,
     TooManyImages,
 )
 from beholder.image_sources import ImageLoader, ImageSource, RequestImages
+from beholder.in_flight import InFlight
 from beholder.metrics import Metrics
-from beholder.prompts import Conversation, Prompt, PromptRenderer
+from beholder.models import Model
+from beholder.prompts import Conversation, Prompt
 from beholder.rewards import normalize
 from beholder.truncation import ATTEMPTS, shorten
 
@@ -40,43 +39,25 @@ class Sample:
     place: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SampleLimits:
-    """`max_in_flight` samples at a time, `max_images` in each; `truncates` shortens what is too long."""
-
-    max_in_flight: int
-    max_images: int
-    truncates: bool = False
-
-
 class Scorer:
-    """Scores samples; what one request sends is in flight together, so that samples share prefix and image."""
+    """Scores samples by one model, those of a request together, so that they share prefix and image.
 
-    def __init__(
-        self,
-        engine: Engine,
-        renderer: PromptRenderer,
-        images: ImageLoader,
-        limits: SampleLimits,
-        metrics: Metrics,
-        calibration: Calibration | None = None,
-    ) -> None:
-        self._engine = engine
-        self._renderer = renderer
+    The scorers of several models share `images` and `in_flight`.
+    """
+
+    def __init__(self, model: Model, images: ImageLoader, in_flight: InFlight, metrics: Metrics) -> None:
+        self.model = model
+        self._engine = model.engine
+        self._renderer = model.renderer
         self._images = images
-        self._limits = limits
+        self._in_flight = in_flight
         self._metrics = metrics
-        self._calibration = calibration
-        self.in_flight = 0
-        self._accepted: dict[int, float] = {}
-        self._numbers = itertools.count()
-        metrics.in_flight_limit.set(limits.max_in_flight)
-        metrics.oldest.set_function(self._oldest_s)
-        metrics.rewards.calibrated.set(calibration is not None)
+        self._samples = metrics.samples.labels(model.name)
+        metrics.rewards.begin(model.name, calibrated=model.calibration is not None)
 
     async def score(self, samples: Sequence[Sample]) -> list[EngineScore]:
         """The score of each sample, in order. Raises InvalidRequest, ImageError, Overloaded, EngineError."""
-        with self._admit(len(samples)), self._images.request() as images:
+        with self._in_flight.admit(len(samples)), self._images.request() as images:
             await self._fetch(samples, images)
             prompts = await self._prompts(samples, images)
             scores = await all_or_none(
@@ -89,45 +70,21 @@ class Scorer:
         metrics = self._metrics
         sent, cached = sum(score.prompt_tokens for score in scores), sum(score.cached_tokens for score in scores)
         metrics.request_samples.observe(len(samples))
-        metrics.samples.inc(len(scores))
+        self._samples.inc(len(scores))
         metrics.prompt_tokens.inc(sent)
         metrics.cached_tokens.inc(cached)
         metrics.computed_tokens.inc(sent - cached)
         rewards = [score.logit for score in scores]
-        if self._calibration is not None:
-            rewards = normalize(rewards, self._calibration)
+        calibration = self.model.calibration
+        if calibration is not None:
+            rewards = normalize(rewards, calibration)
         lengths = [len(sample.response) for sample in samples]
-        metrics.rewards.observe(rewards, lengths, calibrated=self._calibration is not None)
-
-    @contextmanager
-    def _admit(self, count: int) -> Iterator[None]:
-        limit = self._limits.max_in_flight
-        if count > limit:
-            raise InvalidRequest(f"the request has {count} samples, at most {limit} are accepted: split it")
-        if self.in_flight + count > limit:
-            raise Overloaded(f"{self.in_flight} samples are in flight, at most {limit} may be: retry")
-        self._count(count)
-        number = next(self._numbers)
-        self._accepted[number] = time.monotonic()
-        try:
-            yield
-        finally:
-            del self._accepted[number]
-            self._count(-count)
-
-    def _count(self, change: int) -> None:
-        self.in_flight += change
-        self._metrics.in_flight.set(self.in_flight)
-
-    def _oldest_s(self) -> float:
-        """Requests are kept in the order of their arrival."""
-        now = time.monotonic()
-        return now - next(iter(self._accepted.values()), now)
+        metrics.rewards.observe(self.model.name, rewards, lengths, calibrated=calibration is not None)
 
     async def _fetch(self, samples: Sequence[Sample], images: RequestImages) -> None:
         for sample in samples:
             with _naming(sample.place):
-                count, limit = len(sample.images), self._limits.max_images
+                count, limit = len(sample.images), self.model.settings.max_images
                 if count > limit:
                     raise TooManyImages(f"the conversation has {count} images, at most {limit} are accepted")
                 for index, source in enumerate(sample.images):
@@ -164,7 +121,7 @@ class Scorer:
             try:
                 return await self._score_prompt(prompt)
             except PromptTooLong as error:
-                if not self._limits.truncates:
+                if self.model.settings.overlong != "truncate":
                     raise
                 return await self._score_shortened(sample, prompt, error)
 

@@ -18,12 +18,10 @@ from fastapi import FastAPI
 
 from beholder import request_log
 from beholder.app import create_app
-from beholder.checkpoint import read_checkpoint
 from beholder.connection import limited
-from beholder.engine import create_engine
 from beholder.errors import ConfigurationError
 from beholder.lifecycle import Lifecycle
-from beholder.prompts import PromptRenderer
+from beholder.models import Model
 from beholder.routes.context import Context
 from beholder.settings import Settings
 
@@ -41,10 +39,8 @@ def serve(settings: Settings) -> int:
     request_log.configure(enabled=settings.log_requests)
     logging.getLogger("vllm").setLevel(logging.DEBUG if settings.log_level == "debug" else logging.WARNING)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-    checkpoint = read_checkpoint(settings.checkpoint)
     with bind(settings.host, settings.port) as listener:
-        engine = create_engine(settings, checkpoint)
-        app = create_app(settings, engine, checkpoint, PromptRenderer.from_folder(checkpoint.folder))
+        app = create_app(settings, [Model.open(each) for each in settings.each()])
         return run(app, settings, listener)
 
 

@@ -5,7 +5,6 @@ takes only what changes speed and memory.
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -17,42 +16,9 @@ from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, Pydant
 from beholder.checkpoint import Dtype
 from beholder.errors import ConfigurationError
 from beholder.images import ImageLimits
+from beholder.model_settings import MemoryShare, ModelSettings, check_engine_args, check_own_engine_args, divide
 
 LIMITS: Final = ImageLimits()
-VLLM_ARGS: Final = frozenset(
-    {
-        "async_scheduling",
-        "attention_backend",
-        "block_size",
-        "compilation_config",
-        "cpu_offload_gb",
-        "disable_custom_all_reduce",
-        "distributed_executor_backend",
-        "enable_chunked_prefill",
-        "enable_prefix_caching",
-        "enforce_eager",
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-        "max_num_batched_tokens",
-        "max_num_seqs",
-        "mm_encoder_tp_mode",
-        "mm_processor_cache_gb",
-        "num_gpu_blocks_override",
-        "pipeline_parallel_size",
-        "quantization",
-        "safetensors_load_strategy",
-        "skip_mm_profiling",
-        "tensor_parallel_size",
-    }
-)
-"""vLLM's arguments that may be set. All others decide what is scored (runner, tokenizer, hf_overrides, ...) or belong
-to the service. Quantization does move scores; the golden samples bound by how much."""
-ENGINE_ARGS: Final[dict[str, frozenset[str]]] = {
-    "vllm": VLLM_ARGS,
-    "transformers": frozenset({"image_cache_bytes", "max_batch_tokens", "patience_s"}),
-    "fake": frozenset({"delay_s", "jitter_s", "failure_rate", "die_after", "concurrency"}),
-}
-"""What engine_args may hold, by engine; "auto" takes those of the engine that it chooses."""
 
 
 def _split(value: object) -> object:
@@ -86,6 +52,12 @@ class Settings(BaseSettings):
     """One line of JSON on standard error for each request but the probes."""
     model_names: Names = ()
     """Names by which requests may ask for the checkpoint in `model`, the first is shown; none takes its folder's."""
+    models: dict[str, ModelSettings] = Field(default_factory=dict)
+    """More models, by the name that requests ask for them: {NAME: {checkpoint: FOLDER, ...}}. A request that names none
+    is for the first, which is `checkpoint`."""
+    memory_share: MemoryShare = None
+    """Of the memory that vLLM would take for one model alone, the part for `checkpoint`. Models without a share get
+    equal parts of what the others leave."""
 
     otlp_endpoint: str | None = None
     """Where traces go, an OTLP/HTTP collector such as http://collector:4318; None makes none."""
@@ -160,10 +132,30 @@ class Settings(BaseSettings):
     def image_limits(self) -> ImageLimits:
         return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_aspect, self.max_image_frames)
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
-        """What `model` may be in a request."""
+        """What `model` may be in a request for the first model."""
         return self.model_names or (self.checkpoint.resolve().name, str(self.checkpoint))
+
+    def each(self) -> "tuple[Settings, ...]":
+        """Settings of one model each, with its own in place of the service's; the first is that of `checkpoint`."""
+        if not self.models:
+            return (self,)
+        first, *others = divide(self._shares).values()
+        more = (
+            self.model_copy(
+                update={
+                    "checkpoint": model.checkpoint,
+                    "model_names": (name,),
+                    "models": {},
+                    "dtype": model.dtype or self.dtype,
+                    "engine_args": self.engine_args | model.engine_args,
+                    "memory_share": share,
+                }
+            )
+            for (name, model), share in zip(self.models.items(), others, strict=True)
+        )
+        return (self.model_copy(update={"models": {}, "memory_share": first}), *more)
 
     @field_validator("port", mode="before")
     @classmethod
@@ -172,14 +164,25 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is a Kubernetes service link: set enableServiceLinks to false in the pod")
         return value
 
+    @property
+    def _shares(self) -> dict[str, float | None]:
+        """As they are set."""
+        return {self.names[0]: self.memory_share} | {name: model.memory_share for name, model in self.models.items()}
+
     @model_validator(mode="after")
-    def _allow_known_engine_args(self) -> Self:
-        allowed = ENGINE_ARGS[self.chosen_engine]
-        if refused := sorted(self.engine_args.keys() - allowed):
-            raise ValueError(
-                f"engine_args: {', '.join(refused)} cannot be set for {self.chosen_engine}; "
-                f"allowed are {', '.join(sorted(allowed))}"
-            )
+    def _check_engine_args(self) -> Self:
+        check_engine_args("engine_args", self.engine_args, self.chosen_engine)
+        for name, model in self.models.items():
+            check_own_engine_args(name, model, self.chosen_engine)
+        return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if taken := self.models.keys() & set(self.names):
+            raise ValueError(f"models: {', '.join(taken)} names the first model already: choose another")
+        if self.chosen_engine != "vllm" and any(share is not None for share in self._shares.values()):
+            raise ValueError(f"memory_share: {self.chosen_engine} takes the memory that it needs: leave it out")
+        divide(self._shares)
         return self
 
     @property

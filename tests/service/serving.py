@@ -10,6 +10,7 @@ import httpx
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
 from beholder.engine import Engine
+from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
 from beholder.settings import Settings
@@ -18,7 +19,7 @@ from beholder.settings import Settings
 @contextmanager
 def served(settings: Settings, engine: Engine, checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[str]:
     """Its base URL, once it is ready."""
-    server = make_server(create_app(settings, engine, checkpoint, renderer), settings)
+    server = make_server(create_app(settings, [Model(settings, engine, checkpoint, renderer)]), settings)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -12,6 +12,7 @@ from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
 from beholder.engine import Activity, EngineScore
 from beholder.errors import EngineUnavailable
+from beholder.models import Model
 from beholder.prompts import Prompt, PromptRenderer
 from beholder.settings import Settings
 
@@ -36,6 +37,8 @@ class StandInEngine:
         self.gate = asyncio.Event()
         """Scores wait for it."""
         self.gate.set()
+        self.offset = 0.0
+        """Added to the score of what is no golden sample."""
         self.started = 0
         self.active = 0
         self.peak = 0
@@ -63,6 +66,10 @@ class StandInEngine:
         self.stopped = True
         self._healthy = False
 
+    def forget_golden(self) -> None:
+        """Score the golden samples otherwise than training did."""
+        self._known.clear()
+
     def die(self) -> None:
         self._healthy = False
         self.gate.set()
@@ -86,7 +93,7 @@ class StandInEngine:
     def logit(self, prompt: Prompt) -> float:
         key = _key(prompt)
         digest = hashlib.sha256(repr(key).encode()).digest()
-        return self._known.get(key, int.from_bytes(digest[:4]) / 2**28 - 8)
+        return self._known.get(key, int.from_bytes(digest[:4]) / 2**28 - 8 + self.offset)
 
 
 @asynccontextmanager
@@ -102,7 +109,7 @@ async def serving(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application that is ready."""
-    async with running(create_app(settings, engine, checkpoint, renderer)) as client:
+    async with running(create_app(settings, [Model(settings, engine, checkpoint, renderer)])) as client:
         await until_ready(client)
         yield client
 

@@ -170,8 +170,9 @@ async def test_the_key_is_asked_for_before_the_service_is_ready(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
     from beholder.app import create_app
+    from beholder.models import Model
 
     locked = settings.model_copy(update={"api_keys": (SecretStr(KEY),)})
-    async with running(create_app(locked, engine, checkpoint, renderer)) as client:
+    async with running(create_app(locked, [Model(locked, engine, checkpoint, renderer)])) as client:
         assert (await client.post("/score", json=SCORE)).status_code == 401
         await until_ready(client)

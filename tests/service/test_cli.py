@@ -37,6 +37,8 @@ def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str
         (["serve", "x", "--port", "many"], "port: Input should be a valid integer"),
         (["serve", "x", "--engine-args", "{"], "--engine-args: "),
         (["serve", "x", "--engine-args", "{runner: generate}"], "runner cannot be set"),
+        (["serve", "x", "--model", "no/name"], "--model no/name: write NAME=CHECKPOINT"),
+        (["serve", "x", "--model", "x=y"], "x names the first model already"),
         (["serve", "x", "--config", "no/such.yaml"], "no/such.yaml"),
         (["score", "p", "--response", "a", "--response", "b", "--url", "http://x"], "score takes one --response"),
         (["rank", "p", "--image", "no/such.png", "--response", "a", "--url", "http://x"], "image no/such.png: No such"),

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
 from beholder.errors import TemplateMismatch
+from beholder.models import Model
 from beholder.policy_template import MAX_QUESTIONS, NAMES, open_template
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
@@ -323,7 +324,9 @@ def served(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> Iterator[Served]:
     locked = settings.model_copy(update={"api_keys": (SecretStr(KEY),)})
-    served = Served(make_server(create_app(locked, engine, checkpoint, renderer), locked), bind("127.0.0.1", 0))
+    served = Served(
+        make_server(create_app(locked, [Model(locked, engine, checkpoint, renderer)]), locked), bind("127.0.0.1", 0)
+    )
     yield served
     served.stop()
 

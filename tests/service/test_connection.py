@@ -12,6 +12,7 @@ import pytest
 from beholder import request_log
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
+from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
 from beholder.settings import Settings
@@ -27,7 +28,9 @@ def served(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> Iterator[Served]:
     hurried = settings.model_copy(update={"header_timeout_s": 0.5, "body_timeout_s": 0.5, "max_header_bytes": 8192})
-    served = Served(make_server(create_app(hurried, engine, checkpoint, renderer), hurried), bind("127.0.0.1", 0))
+    served = Served(
+        make_server(create_app(hurried, [Model(hurried, engine, checkpoint, renderer)]), hurried), bind("127.0.0.1", 0)
+    )
     yield served
     served.stop()
 

@@ -19,6 +19,7 @@ import pytest
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
 from beholder.engine.fake import FakeEngine
+from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
 from beholder.settings import Settings
@@ -67,7 +68,7 @@ def running(checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[str]:
         yield url
         return
     chosen = Settings(checkpoint=checkpoint.folder, engine="fake", drain_delay_s=0)
-    app = create_app(chosen, FakeEngine(chosen, checkpoint), checkpoint, renderer)
+    app = create_app(chosen, [Model(chosen, FakeEngine(chosen, checkpoint), checkpoint, renderer)])
     served = Served(make_server(app, chosen), bind("127.0.0.1", 0))
     try:
         yield served.url

@@ -218,6 +218,29 @@ async def test_more_than_may_be_in_flight_is_refused(
         assert "split it" in assert_problem(await client.post("/rank", json=too_many), 422, "invalid-request")["detail"]
 
 
+async def test_a_full_service_refuses_before_it_reads_the_body(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    read: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(b"{")
+        yield read[0]
+
+    full = settings.model_copy(update={"max_in_flight": 2})
+    async with serving(full, engine, checkpoint, renderer) as client:
+        engine.gate.clear()
+        first = asyncio.ensure_future(client.post("/rank", json={"prompt": "p", "responses": ["a", "b"]}))
+        await until(lambda: engine.active == 2)
+        for path in ("/score", "/rank", "/classify", "/trainers/slime"):
+            assert_problem(await client.post(path, content=body()), 503, "overloaded")
+        assert not read
+        engine.gate.set()
+        assert (await first).status_code == 200
+        assert_problem(await client.post("/score", content=body()), 422, "invalid-request")
+        assert read
+
+
 async def test_a_request_past_its_deadline_is_cancelled(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
@@ -261,7 +284,7 @@ async def test_metrics_count_routes_samples_and_codes(client: httpx.AsyncClient)
     assert 'beholder_requests_total{code="",route="/rank",status="200"} 1.0' in text
     assert 'beholder_requests_total{code="empty-response",route="/rank",status="422"} 1.0' in text
     assert 'route="unmatched",status="404"' in text
-    assert "beholder_samples_total 3.0" in text
+    assert 'beholder_samples_total{model="tiny"} 3.0' in text
     assert "beholder_samples_in_flight 0.0" in text
-    assert "beholder_engine_up 1.0" in text
-    assert "beholder_golden_passed 1.0" in text
+    assert 'beholder_engine_up{model="tiny"} 1.0' in text
+    assert 'beholder_golden_passed{model="tiny"} 1.0' in text

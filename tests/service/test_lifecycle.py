@@ -12,6 +12,7 @@ from beholder.app import create_app
 from beholder.checkpoint import Checkpoint, read_checkpoint
 from beholder.errors import EngineError, GoldenMismatch
 from beholder.lifecycle import Lifecycle
+from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.routes.context import Context
 from beholder.settings import Settings
@@ -25,7 +26,7 @@ async def test_the_process_lives_before_the_engine_is_up(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
     engine.gate.clear()  # golden scoring waits
-    async with running(create_app(settings, engine, checkpoint, renderer)) as client:
+    async with running(create_app(settings, [Model(settings, engine, checkpoint, renderer)])) as client:
         assert (await client.get("/livez")).status_code == 200
         unready = await client.get("/readyz")
         assert unready.status_code == 503
@@ -53,7 +54,7 @@ async def test_a_golden_mismatch_stays_unready_and_names_the_sample(
     settings: Settings, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
     drifted = StandInEngine({})
-    app = create_app(settings, drifted, checkpoint, renderer)
+    app = create_app(settings, [Model(settings, drifted, checkpoint, renderer)])
     async with running(app) as client:
         await until(lambda: isinstance(lifecycle_of(app).unready, GoldenMismatch))
         unready = await client.get("/readyz")
@@ -62,7 +63,7 @@ async def test_a_golden_mismatch_stays_unready_and_names_the_sample(
         refused = await client.post("/score", json=SCORE)
         assert (refused.status_code, refused.json()["code"]) == (503, "engine-unavailable")
         assert (await client.get("/livez")).status_code == 200
-        assert "beholder_golden_passed 0.0" in (await client.get("/metrics")).text
+        assert 'beholder_golden_passed{model="tiny"} 0.0' in (await client.get("/metrics")).text
         assert lifecycle_of(app).failure is None
 
 
@@ -73,7 +74,7 @@ async def test_a_damaged_file_is_found_before_the_engine_loads_it(
     shutil.copytree(tiny_checkpoint, folder)
     with (folder / "tokenizer.json").open("a") as file:
         file.write(" ")
-    app = create_app(settings, engine, read_checkpoint(folder), renderer)
+    app = create_app(settings, [Model(settings, engine, read_checkpoint(folder), renderer)])
     async with running(app) as client:
         assert "tokenizer.json" in (await failure(app, client)).json()["detail"]
     assert lifecycle_of(app).failure is not None
@@ -84,7 +85,7 @@ async def test_an_engine_that_does_not_start_is_a_failure(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer, error: Exception
 ) -> None:
     engine.start_error = error
-    app = create_app(settings, engine, checkpoint, renderer)
+    app = create_app(settings, [Model(settings, engine, checkpoint, renderer)])
     async with running(app) as client:
         assert "out of memory" in (await failure(app, client)).json()["detail"]
 
@@ -92,7 +93,7 @@ async def test_an_engine_that_does_not_start_is_a_failure(
 async def test_the_engines_death_fails_what_is_in_flight_and_the_process(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
-    app = create_app(settings, engine, checkpoint, renderer)
+    app = create_app(settings, [Model(settings, engine, checkpoint, renderer)])
     async with running(app) as client:
         await until_ready(client)
         engine.gate.clear()
@@ -102,13 +103,13 @@ async def test_the_engines_death_fails_what_is_in_flight_and_the_process(
         assert (await request).status_code == 503
         await failure(app, client)
         assert (await client.post("/score", json=SCORE)).json()["code"] == "engine-unavailable"
-        assert "beholder_engine_up 0.0" in (await client.get("/metrics")).text
+        assert 'beholder_engine_up{model="tiny"} 0.0' in (await client.get("/metrics")).text
 
 
 async def test_draining_is_unready_but_still_scores_and_closes_connections(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
-    app = create_app(settings, engine, checkpoint, renderer)
+    app = create_app(settings, [Model(settings, engine, checkpoint, renderer)])
     async with running(app) as client:
         await until_ready(client)
         lifecycle_of(app).draining = True

@@ -17,6 +17,7 @@ from beholder.load_test.command import _size
 from beholder.load_test.mix import Mix, items
 from beholder.load_test.running import Load, run
 from beholder.load_test.summary import Summary, as_text, summarise
+from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
 from beholder.settings import load_settings
@@ -33,7 +34,7 @@ def serve(checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[Serve]:
 
     def start(**settings: Any) -> str:
         chosen = load_settings({"checkpoint": checkpoint.folder, "engine": "fake", "drain_delay_s": 0, **settings})
-        app = create_app(chosen, FakeEngine(chosen, checkpoint), checkpoint, renderer)
+        app = create_app(chosen, [Model(chosen, FakeEngine(chosen, checkpoint), checkpoint, renderer)])
         running.append(Served(make_server(app, chosen), bind("127.0.0.1", 0)))
         return running[-1].url
 

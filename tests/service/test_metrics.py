@@ -19,9 +19,9 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 
 def values(text: str) -> dict[tuple[str, str], float]:
-    """Every sample of the service by its name and its labels' values."""
+    """Every sample of the service by its name and the values of its labels but the model."""
     return {
-        (sample.name, ",".join(sample.labels.values())): sample.value
+        (sample.name, ",".join(value for label, value in sample.labels.items() if label != "model")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         if sample.name.startswith("beholder_")
@@ -77,7 +77,8 @@ async def test_the_oldest_sample_ages_until_it_is_answered(
 
 def test_rewards_that_are_not_calibrated_have_no_distribution() -> None:
     metrics = Metrics()
-    metrics.rewards.observe([-2.0, 3.0], [1, 2], calibrated=False)
+    metrics.rewards.begin("m", calibrated=False)
+    metrics.rewards.observe("m", [-2.0, 3.0], [1, 2], calibrated=False)
     found = values(metrics.render().decode())
     assert found["beholder_normalized_reward_count", ""] == 0
     assert found["beholder_reward_sum_total", "negative"] == 2

@@ -4,15 +4,11 @@ import base64
 import hashlib
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -20,50 +16,12 @@ import pytest
 from beholder.checkpoint import Checkpoint
 from beholder.cli import main
 from beholder.client import RewardClient
+from tests.service.process import START_S, STOP_S, Service
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
-START_S = 120
-STOP_S = 60
 RESPONSES = [f"It is answer number {number} of eight." for number in range(8)]
-FLAGS = ["--port", "0", "--max-model-len", "1024", "--engine-args", "{num_gpu_blocks_override: 512}"]
-
-
-class Service:
-    """A running `beholder serve`."""
-
-    def __init__(self, checkpoint: Path, log: Path, *flags: str) -> None:
-        self.log = log
-        command = [sys.executable, "-m", "beholder.cli", "serve", str(checkpoint), *FLAGS, *flags]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(command, stderr=file, stdout=file)
-        self.started = time.monotonic()
-        self._wait(lambda: "listening on" in log.read_text())
-        listening = re.search(r"listening on (\S+)", log.read_text())
-        assert listening is not None
-        self.url = listening.group(1)
-
-    def wait_ready(self) -> None:
-        self._wait(lambda: httpx.get(f"{self.url}/readyz", timeout=START_S).status_code == 200)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(STOP_S)
-
-    def core(self) -> int:
-        """The process id of vLLM's EngineCore."""
-        children = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=True
-        )
-        (core,) = [line.split()[0] for line in children.stdout.splitlines() if "EngineCore" in line]
-        return int(core)
-
-    def _wait(self, condition: Any) -> None:
-        while not condition():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < self.started + START_S, self.log.read_text()
-            time.sleep(0.1)
 
 
 class Services:
@@ -152,7 +110,7 @@ def test_the_command_line_ranks_over_http(
 
 def test_metrics_show_the_service_and_vllm(service: Service) -> None:
     text = httpx.get(f"{service.url}/metrics").text
-    assert "beholder_golden_passed 1.0" in text
+    assert 'beholder_golden_passed{model="tiny"} 1.0' in text
     assert "vllm:num_requests_running" in text
 
 
@@ -189,7 +147,8 @@ def test_the_death_of_the_engine_ends_the_process(service: Service) -> None:
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask_until_error) for _ in range(4)]
         time.sleep(0.5)
-        os.kill(service.core(), signal.SIGKILL)
+        (core,) = service.cores()
+        os.kill(core, signal.SIGKILL)
         ends = [asker.exception(STOP_S) or asker.result() for asker in asking]
     assert 503 in ends
     assert all(end == 503 or isinstance(end, httpx.TransportError) for end in ends)

@@ -16,6 +16,7 @@ from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
 from beholder.cli import main
 from beholder.errors import ConfigurationError
+from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.server import DrainingServer, bind, make_server
 from beholder.settings import Settings
@@ -53,7 +54,7 @@ def served(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> Iterator[Served]:
     slow_drain = settings.model_copy(update={"drain_delay_s": 0.5})
-    server = make_server(create_app(slow_drain, engine, checkpoint, renderer), slow_drain)
+    server = make_server(create_app(slow_drain, [Model(slow_drain, engine, checkpoint, renderer)]), slow_drain)
     served = Served(server, bind("127.0.0.1", 0))
     yield served
     engine.gate.set()

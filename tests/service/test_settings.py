@@ -63,6 +63,56 @@ def test_lists_and_statuses_come_from_variables_and_flags(monkeypatch: pytest.Mo
     assert load_settings({"checkpoint": "runs/reward/"}).names == ("reward", "runs/reward")
 
 
+def test_models_come_from_file_variable_and_flags_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "beholder.yaml"
+    config.write_text("models: {proxy: {checkpoint: from-file, memory_share: 0.25}}\nengine_args: {block_size: 64}\n")
+    monkeypatch.setenv("BEHOLDER_MODELS", '{"old": {"checkpoint": "runs/old", "engine_args": {"max_num_seqs": 8}}}')
+    flags = {"checkpoint": "runs/new", "engine": "vllm", "models": {"proxy": {"checkpoint": "from-flag"}}}
+    first, *others = load_settings(flags, config).each()
+    assert (first.names, first.memory_share, first.models) == (("new", "runs/new"), 0.375, {})
+    proxy, old = sorted(others, key=lambda settings: settings.names, reverse=True)
+    assert (proxy.names, proxy.checkpoint, proxy.memory_share) == (("proxy",), Path("from-flag"), 0.25)
+    assert (old.names, old.checkpoint, old.memory_share) == (("old",), Path("runs/old"), 0.375)
+    assert (proxy.engine_args, old.engine_args) == ({"block_size": 64}, {"block_size": 64, "max_num_seqs": 8})
+
+
+def test_one_model_takes_all_memory() -> None:
+    (only,) = load_settings({"checkpoint": "x"}).each()
+    assert only.memory_share is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"memory_share": 0.5, "models": {"b": {"checkpoint": "b", "memory_share": 0.6}}},
+            "add up to 1.1 .x 0.5, b 0.6.",
+        ),
+        ({"memory_share": 1, "models": {"b": {"checkpoint": "b"}}}, "add up to 1 .x 1.0, b none.: lower them"),
+        ({"memory_share": 0}, "memory_share: .*greater than 0"),
+        ({"models": {"x": {"checkpoint": "b"}}}, "models: x names the first model already"),
+        ({"models": {"b": {}}}, "models.b.checkpoint: Field required"),
+        ({"models": {"b": {"checkpoint": "b", "engine_args": {"runner": 1}}}}, "models.b.engine_args: runner cannot"),
+        (
+            {"models": {"b": {"checkpoint": "b", "engine_args": {"gpu_memory_utilization": 0.5}}}},
+            "models.b.engine_args: gpu_memory_utilization is divided",
+        ),
+        ({"memory_share": 0.5, "engine": "fake"}, "memory_share: fake takes the memory that it needs"),
+    ],
+)
+def test_models_that_cannot_be_served_together_are_refused(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings({"checkpoint": "x", "engine": "vllm", **flags})
+
+
+def test_shares_may_add_up_to_one_in_any_binary_fractions() -> None:
+    models = {name: {"checkpoint": name, "memory_share": 0.1} for name in "bcdefgh"}
+    shares = [
+        each.memory_share for each in load_settings({"checkpoint": "x", "memory_share": 0.3, "models": models}).each()
+    ]
+    assert shares == [0.3, *[0.1] * 7]
+
+
 def test_a_variable_that_is_not_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEHOLDER_ENGINE_ARGS", "{")
     with pytest.raises(ConfigurationError, match="engine_args"):

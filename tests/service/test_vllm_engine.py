@@ -216,6 +216,23 @@ def test_engine_args_win_where_they_may(engine_settings: Settings, checkpoint: C
     assert "enforce_eager" not in engine_arguments(settings, checkpoint, on_cpu=False)
 
 
+def test_a_model_takes_its_share_of_the_memory(engine_settings: Settings, checkpoint: Checkpoint) -> None:
+    from vllm import EngineArgs
+
+    def memory(name: str, *, on_cpu: bool, share: float | None, **engine_args: float) -> Any:
+        settings = engine_settings.model_copy(update={"engine_args": engine_args, "memory_share": share})
+        return engine_arguments(settings, checkpoint, on_cpu=on_cpu).get(name)
+
+    gpu, cache = "gpu_memory_utilization", "kv_cache_memory_bytes"
+    assert memory(gpu, on_cpu=False, share=None) is None
+    assert memory(gpu, on_cpu=False, share=0.25) == pytest.approx(EngineArgs.gpu_memory_utilization / 4)
+    assert memory(gpu, on_cpu=False, share=0.25, gpu_memory_utilization=1) == 0.25
+    assert memory(cache, on_cpu=False, share=0.25) is None
+    assert memory(cache, on_cpu=True, share=None) == 2 * 2**30
+    assert memory(cache, on_cpu=True, share=0.25) == 2**29
+    assert memory(cache, on_cpu=True, share=0.5, kv_cache_memory_bytes=2**30) == 2**29
+
+
 @pytest.mark.parametrize(
     ("values", "error"), [([], EngineUnavailable), ([1.0, 2.0], EngineUnavailable), ([math.nan], EngineError)]
 )

@@ -170,7 +170,11 @@ def test_the_moments_are_those_of_the_scores(service: Replica, prometheus: Prome
 
 def moments(url: str) -> dict[str, float]:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith("beholder_")}
+    values = {
+        re.sub(r'[{]model="[^"]*"[}]|model="[^"]*",', "", line.rpartition(" ")[0]): float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith("beholder_")
+    }
     signed = {"reward": "beholder_reward_sum_total", "product": "beholder_reward_characters_total"}
     differences = {
         short: values[f'{name}{{sign="positive"}}'] - values[f'{name}{{sign="negative"}}']

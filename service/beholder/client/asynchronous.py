@@ -51,9 +51,9 @@ class AsyncRewardClient:
     (`retries`), at another URL where there is one; a mistake of the caller (4xx) never is. An attempt may take
     `attempt_s` seconds, where that is set: with several URLs, a replica that hangs costs that and no more.
 
-    `fingerprint` pins the checkpoint ("first": that of the first answer); an answer of another raises
-    FingerprintMismatch. `transport` replaces the network. Calls may come from several event loops. Raises
-    ConfigurationError on arguments that cannot be used.
+    `model` is the model's name where the service has several. `fingerprint` pins the checkpoint ("first": that of the
+    first answer); an answer of another raises FingerprintMismatch. `transport` replaces the network. Calls may come
+    from several event loops. Raises ConfigurationError on arguments that cannot be used.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class AsyncRewardClient:
         *,
         api_key: str | None = None,
         fingerprint: str | None = None,
+        model: str | None = None,
         deadline_s: float = 300,
         attempt_s: float | None = None,
         max_concurrency: int = 32,
@@ -74,6 +75,7 @@ class AsyncRewardClient:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._pinned = {} if fingerprint in (None, FIRST) else {FIRST: fingerprint}
         self._pins = fingerprint is not None
+        self._chosen = {} if model is None else {"model": model}
         self._deadline_s = deadline_s
         self._attempt_s = attempt_s
         self._max_concurrency = max_concurrency
@@ -152,7 +154,7 @@ class AsyncRewardClient:
         async with here.places:
             try:
                 async with asyncio.timeout(self._deadline_s) as deadline:
-                    call = await asyncio.to_thread(make_call, path, prompt, images, rest)
+                    call = await asyncio.to_thread(make_call, path, prompt, images, rest | self._chosen)
                     attempts = Attempts(rendezvous(self._replicas, call.key), self._retries)
                     answer = await here.channel.exchange(call, attempts, deadline.when() or 0)
             except TimeoutError:

@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
 
     api_key: str | None
     fingerprint: str | None
+    model: str | None
     deadline_s: float
     attempt_s: float | None
     max_concurrency: int

@@ -87,12 +87,16 @@ class _StepLog:
 def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bool) -> dict[str, Any]:
     """The keyword arguments of AsyncEngineArgs."""
     max_tokens = min(settings.max_model_len, _built_for(checkpoint.folder))
-    return {
+    chosen = {
         **(CPU_DEFAULTS if on_cpu else {}),
         # vLLM computes a prompt in one step where it cannot split it, so a step must hold the longest.
         "max_num_batched_tokens": max_tokens,
         "enable_prefix_caching": True,
         **settings.engine_args,
+    }
+    return {
+        **chosen,
+        **_memory(chosen, settings.memory_share),
         "model": str(checkpoint.folder),
         "runner": "pooling",
         "dtype": settings.dtype or checkpoint.manifest.dtype,
@@ -103,6 +107,19 @@ def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bo
         "use_tqdm_on_load": False,
         "shutdown_timeout": math.ceil(settings.drain_timeout_s),
     }
+
+
+def _memory(chosen: dict[str, Any], share: float | None) -> dict[str, Any]:
+    """The memory arguments for a `share` of what `chosen` or vLLM's defaults give to one model alone."""
+    if share is None:
+        return {}
+    from vllm import EngineArgs
+
+    whole = chosen.get("gpu_memory_utilization", EngineArgs.gpu_memory_utilization)
+    memory: dict[str, Any] = {"gpu_memory_utilization": share * whole}
+    if size := chosen.get("kv_cache_memory_bytes"):
+        memory["kv_cache_memory_bytes"] = int(share * size)
+    return memory
 
 
 def _image_arguments(settings: "Settings", checkpoint: Checkpoint) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
 from beholder.engine import EngineScore
 from beholder.errors import ModelNotFound
-from beholder.middleware import LOG_KEY
+from beholder.middleware import FINGERPRINT_KEY, LOG_KEY
 from beholder.problems import MEDIA_TYPE
 from beholder.routes.context import context_of
 from beholder.routes.reading import until_gone
 from beholder.schemas import Problem
-from beholder.scoring import Sample
+from beholder.scoring import Sample, Scorer
 
 _REFUSALS: Final = {
     400: "Not a request that can be read.",
@@ -46,22 +46,38 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 SCORING: Final = refusals(404, 408, 413, 422, 503, 504)
 
 
-def check_model(request: Request, name: str | None) -> None:
-    """Raises ModelNotFound unless `name` is left out, or a name of the checkpoint or its fingerprint."""
-    context = context_of(request)
-    names = (*context.settings.names, context.checkpoint.fingerprint)
-    if name is not None and name not in names:
-        raise ModelNotFound(f"no model of this name is served: leave `model` out, or send {names[0]!r}")
+async def require_room(request: Request) -> None:
+    """Raises Overloaded before the body is read: it may be megabytes of images, for nothing."""
+    context_of(request).in_flight.require_room()
 
 
-async def score_samples(request: Request, samples: Sequence[Sample]) -> list[EngineScore]:
-    """The scores, in order; of no samples, none. Raises BeholderError."""
+ROOM: Final = [Depends(require_room)]
+"""What a router of scoring routes depends on."""
+
+
+def choose_model(request: Request, name: str | None) -> Scorer:
+    """The scorer of the model that has this name or fingerprint, of the first where it is left out.
+
+    The answer's header has the model's fingerprint from now on. Raises ModelNotFound.
+    """
+    scorers = context_of(request).scorers
+    for scorer in scorers:
+        if name is None or name in scorer.model.names or name == scorer.model.fingerprint:
+            request.scope[FINGERPRINT_KEY] = scorer.model.fingerprint
+            return scorer
+    served = " or ".join(repr(scorer.model.name) for scorer in scorers)
+    raise ModelNotFound(f"no model of this name is served: leave `model` out, or send {served}")
+
+
+async def score_samples(request: Request, scorer: Scorer, samples: Sequence[Sample]) -> list[EngineScore]:
+    """The scores by the scorer's model, in order; of no samples, none. Raises BeholderError."""
     context = context_of(request)
     context.lifecycle.require_accepting()
-    request.scope[LOG_KEY].update(samples=len(samples), images=sum(len(sample.images) for sample in samples))
+    images = sum(len(sample.images) for sample in samples)
+    request.scope[LOG_KEY].update(model=scorer.model.name, samples=len(samples), images=images)
     if not samples:
         return []
-    scores = await until_gone(request, context.scorer.score(samples), context.settings.request_deadline_s)
+    scores = await until_gone(request, scorer.score(samples), context.settings.request_deadline_s)
     request.scope[LOG_KEY].update(
         prompt_tokens=sum(score.prompt_tokens for score in scores),
         cached_tokens=sum(score.cached_tokens for score in scores),

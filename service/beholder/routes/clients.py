@@ -26,16 +26,17 @@ from beholder.compatibility import (
 )
 from beholder.engine import EngineScore
 from beholder.errors import InvalidRequest
+from beholder.policy_template import PolicyTemplate
 from beholder.problems import ID_KEY
 from beholder.prompts import Turn
 from beholder.rewards import best_first
-from beholder.routes.answering import SCORING, answer, check_model, score_samples
-from beholder.routes.context import Context, context_of
+from beholder.routes.answering import ROOM, SCORING, answer, choose_model, score_samples
+from beholder.routes.context import context_of
 from beholder.routes.reading import read_model
 from beholder.routes.trainers import exchanges
 from beholder.scoring import Sample
 
-router = APIRouter(tags=["compatibility"])
+router = APIRouter(tags=["compatibility"], dependencies=ROOM)
 CLASSIFY: Final = TypeAdapter(ClassifyRequest)
 RERANK: Final = TypeAdapter(RerankRequest)
 LABEL: Final = "reward"
@@ -45,10 +46,11 @@ LABEL: Final = "reward"
 async def classify(request: Request) -> Response:
     """One class, whose probability is the logit's sigmoid, or the logit itself when `use_activation` is false."""
     body = await read_model(request, CLASSIFY)
-    check_model(request, body.model)
-    context = context_of(request)
-    samples = await asyncio.to_thread(_classify_samples, context, body)
-    scores = await score_samples(request, samples)
+    scorer = choose_model(request, body.model)
+    policy = context_of(request).policy
+    templates = [scorer.model.own_template or policy, policy]
+    samples = await asyncio.to_thread(_classify_samples, templates, body)
+    scores = await score_samples(request, scorer, samples)
     data = [
         ClassifyItem(index=index, label=LABEL, probs=[_shown(score.logit, raw=body.raw)], num_classes=1)
         for index, score in enumerate(scores)
@@ -58,7 +60,7 @@ async def classify(request: Request) -> Response:
         ClassifyResponse(
             id=f"classify-{request.scope[ID_KEY]}",
             created=int(time.time()),
-            model=context.settings.names[0],
+            model=scorer.model.name,
             data=data,
             usage=TokenUsage(prompt_tokens=tokens, total_tokens=tokens),
         )
@@ -70,12 +72,12 @@ async def classify(request: Request) -> Response:
 async def rerank(request: Request) -> Response:
     """The documents are responses to the query, best first."""
     body = await read_model(request, RERANK)
-    check_model(request, body.model)
+    scorer = choose_model(request, body.model)
     texts = _documents(body)
     parts, sources = read_content("user", body.query.content if isinstance(body.query, QueryParts) else body.query)
     conversation = (Turn("user", parts),)
     samples = [Sample(conversation, tuple(sources), text, f"documents[{index}]") for index, text in enumerate(texts)]
-    scores = await score_samples(request, samples)
+    scores = await score_samples(request, scorer, samples)
     order = best_first([score.logit for score in scores])[: body.top_n or None]
     results = [
         RerankResult(
@@ -89,14 +91,14 @@ async def rerank(request: Request) -> Response:
     return answer(
         RerankResponse(
             id=f"rerank-{request.scope[ID_KEY]}",
-            model=context_of(request).settings.names[0],
+            model=scorer.model.name,
             usage=RerankUsage(prompt_tokens=tokens, total_tokens=tokens),
             results=results,
         )
     )
 
 
-def _classify_samples(context: Context, body: ClassifyRequest) -> list[Sample]:
+def _classify_samples(templates: Sequence[PolicyTemplate], body: ClassifyRequest) -> list[Sample]:
     if body.messages is not None:
         *messages, last = body.messages
         response = text_of(last.content)
@@ -104,7 +106,7 @@ def _classify_samples(context: Context, body: ClassifyRequest) -> list[Sample]:
             raise InvalidRequest("messages: the last one is scored and must be text")
         return [Sample(*read_chat(messages), response)]
     texts = [body.input] if isinstance(body.input, str) else body.input or []
-    return exchanges([context.own_template, context.policy], texts, "input")
+    return exchanges(templates, texts, "input")
 
 
 def _documents(body: RerankRequest) -> list[str]:

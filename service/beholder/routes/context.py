@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 
-from beholder.checkpoint import Checkpoint
-from beholder.engine import Engine
 from beholder.image_sources import ImageLoader
+from beholder.in_flight import InFlight
 from beholder.lifecycle import Lifecycle
 from beholder.metrics import Metrics
 from beholder.policy_template import PolicyTemplate
@@ -16,17 +15,15 @@ from beholder.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`policy` reads trainers' strings, `own_template` those in the reward model's own template."""
+    """`scorers` are of one model each; `policy` reads trainers' strings."""
 
     settings: Settings
-    checkpoint: Checkpoint
-    engine: Engine
+    scorers: tuple[Scorer, ...]
+    in_flight: InFlight
     lifecycle: Lifecycle
-    scorer: Scorer
     metrics: Metrics
     images: ImageLoader
     policy: PolicyTemplate
-    own_template: PolicyTemplate
 
 
 def attach(app: FastAPI, context: Context) -> None:

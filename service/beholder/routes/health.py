@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from beholder.models import Model
 from beholder.problems import problem
 from beholder.routes.answering import refusals
-from beholder.routes.context import Context, context_of
+from beholder.routes.context import context_of
 from beholder.schemas import ModelCard, ModelList, Problem
 
 router = APIRouter(tags=["operations"])
@@ -22,11 +23,11 @@ async def livez() -> str:
 
 @router.get("/readyz", summary="Scores can be asked for", responses=UNREADY)
 async def readyz(request: Request) -> Response:
-    """200 once the engine is loaded and the golden samples scored as trained; 503 before, and from SIGTERM on."""
+    """200 once every model is loaded and its golden samples scored as trained; 503 before, and from SIGTERM on."""
     context = context_of(request)
     if (reason := context.lifecycle.unready) is not None:
         return problem(503, reason.code, str(reason), request.scope)
-    return JSONResponse({"status": "ready", "fingerprint": context.checkpoint.fingerprint})
+    return JSONResponse({"status": "ready", "fingerprint": context.scorers[0].model.fingerprint})
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse, responses=refusals())
@@ -34,23 +35,24 @@ async def metrics(request: Request) -> Response:
     return Response(context_of(request).metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/models", summary="The checkpoint that is served", responses=refusals())
+@router.get("/models", summary="The models that are served", responses=refusals())
 async def models(request: Request) -> ModelList:
-    return ModelList(models=[_card(context_of(request))])
+    """The first one answers where a request names none."""
+    return ModelList(models=[_card(scorer.model) for scorer in context_of(request).scorers])
 
 
-def _card(context: Context) -> ModelCard:
-    manifest, settings = context.checkpoint.manifest, context.settings
+def _card(model: Model) -> ModelCard:
+    manifest, settings = model.checkpoint.manifest, model.settings
     return ModelCard(
-        id=settings.names[0],
-        names=list(settings.names),
+        id=model.name,
+        names=list(model.names),
         engine=settings.chosen_engine,
-        fingerprint=context.checkpoint.fingerprint,
+        fingerprint=model.fingerprint,
         base_model=manifest.base_model,
         architecture=manifest.architecture,
         algorithm=manifest.algorithm,
-        dtype=settings.dtype or manifest.dtype,
-        calibrated=manifest.calibration is not None,
-        max_tokens=context.engine.max_tokens,
+        dtype=model.dtype,
+        calibrated=model.calibration is not None,
+        max_tokens=model.engine.max_tokens,
         max_images=settings.max_images,
     )

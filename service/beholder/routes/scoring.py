@@ -9,9 +9,9 @@ from pydantic import TypeAdapter
 from beholder.engine import EngineScore
 from beholder.errors import InvalidRequest
 from beholder.image_sources import ImageSource, Upload
+from beholder.models import Model
 from beholder.rewards import best_first, normalize, ranks
-from beholder.routes.answering import SCORING, answer, check_model, score_samples
-from beholder.routes.context import Context, context_of
+from beholder.routes.answering import ROOM, SCORING, answer, choose_model, score_samples
 from beholder.routes.reading import is_form, parse, read_form, read_model
 from beholder.schemas import (
     RankRequest,
@@ -25,7 +25,7 @@ from beholder.schemas import (
 )
 from beholder.scoring import Sample
 
-router = APIRouter(tags=["scoring"])
+router = APIRouter(tags=["scoring"], dependencies=ROOM)
 SCORE: Final[TypeAdapter[ScoreOne | ScoreBatch]] = TypeAdapter(ScoreRequest)
 RANK: Final = TypeAdapter(RankRequest)
 
@@ -34,13 +34,13 @@ RANK: Final = TypeAdapter(RankRequest)
 async def score(request: Request) -> Response:
     """Scores in the request's order: of one response, or of each of `items`."""
     body = await read_model(request, SCORE)
-    check_model(request, body.model)
+    scorer = choose_model(request, body.model)
     if isinstance(body, ScoreBatch):
         samples = [_sample(item, f"items[{index}]") for index, item in enumerate(body.items)]
     else:
         samples = [_sample(body, "")]
-    scores = await score_samples(request, samples)
-    return answer(ScoreResponse(**_common(context_of(request), scores)))
+    scores = await score_samples(request, scorer, samples)
+    return answer(ScoreResponse(**_common(scorer.model, scores)))
 
 
 @router.post("/rank", response_model=RankResponse, responses=SCORING, summary="Rank the responses to one prompt")
@@ -50,14 +50,14 @@ async def rank(request: Request) -> Response:
     As a form: the JSON in the field `request`, the images as files named `images`.
     """
     body, images = await _read_rank(request)
-    check_model(request, body.model)
+    scorer = choose_model(request, body.model)
     conversation = body.conversation(len(images))
     samples = [
         Sample(conversation, images, response, f"responses[{index}]") for index, response in enumerate(body.responses)
     ]
-    scores = await score_samples(request, samples)
+    scores = await score_samples(request, scorer, samples)
     order = best_first([score.logit for score in scores])
-    common = _common(context_of(request), scores)
+    common = _common(scorer.model, scores)
     return answer(RankResponse(**common, ranks=ranks(order), order=order[: body.top_n], best=order[0]))
 
 
@@ -76,19 +76,18 @@ def _sample(item: ScoreItem, place: str) -> Sample:
     return Sample(item.conversation(len(item.images)), item.sources(), item.response, place)
 
 
-def _common(context: Context, scores: Sequence[EngineScore]) -> dict[str, Any]:
+def _common(model: Model, scores: Sequence[EngineScore]) -> dict[str, Any]:
     logits = [score.logit for score in scores]
-    calibration = context.checkpoint.manifest.calibration
     usage = Usage(
         prompt_tokens=sum(score.prompt_tokens for score in scores),
         cached_tokens=sum(score.cached_tokens for score in scores),
     )
     return {
         "scores": logits,
-        "normalized": normalize(logits, calibration) if calibration else None,
+        "normalized": normalize(logits, model.calibration) if model.calibration else None,
         "cached": [score.from_cache for score in scores],
         "truncated": [score.truncated for score in scores],
-        "model": context.settings.names[0],
-        "fingerprint": context.checkpoint.fingerprint,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
         "usage": usage,
     }

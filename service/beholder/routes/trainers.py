@@ -24,27 +24,28 @@ from beholder.compatibility import (
 from beholder.errors import InvalidRequest
 from beholder.policy_template import PolicyTemplate, Texts
 from beholder.rewards import normalize
-from beholder.routes.answering import SCORING, answer, score_samples
+from beholder.routes.answering import ROOM, SCORING, answer, choose_model, score_samples
 from beholder.routes.context import context_of
 from beholder.routes.reading import read_model
 from beholder.scoring import Sample
 
-router = APIRouter(prefix="/trainers", tags=["trainers"])
+router = APIRouter(prefix="/trainers", tags=["trainers"], dependencies=ROOM)
 OPENRLHF: Final = TypeAdapter(OpenRLHFRequest)
 LLAMA_FACTORY: Final = TypeAdapter(LlamaFactoryRequest)
 SLIME: Final = TypeAdapter(SlimeRequest)
+ChosenModel = Annotated[str | None, Query(max_length=4096, description="One of GET /models; the first if left out.")]
 
 
 @router.post("/openrlhf", response_model=OpenRLHFResponse, responses=SCORING, summary="OpenRLHF's reward.remote_url")
-async def openrlhf(request: Request) -> Response:
+async def openrlhf(request: Request, model: ChosenModel = None) -> Response:
     """`scores` are `rewards`: raw logits. The response is `query` without `prompts`, whatever is in it."""
     body = await read_model(request, OPENRLHF)
-    context = context_of(request)
-    samples = await asyncio.to_thread(_openrlhf_samples, context.policy, body)
-    scores = await score_samples(request, samples)
+    scorer = choose_model(request, model)
+    samples = await asyncio.to_thread(_openrlhf_samples, context_of(request).policy, body)
+    scores = await score_samples(request, scorer, samples)
     rewards = [score.logit for score in scores]
     logs = {"prompt_tokens": [float(score.prompt_tokens) for score in scores]}
-    if (calibration := context.checkpoint.manifest.calibration) is not None:
+    if (calibration := scorer.model.calibration) is not None:
         logs["normalized"] = normalize(rewards, calibration)
     return answer(OpenRLHFResponse(rewards=rewards, scores=rewards, extra_logs=logs))
 
@@ -55,11 +56,12 @@ async def openrlhf(request: Request) -> Response:
     responses=SCORING,
     summary="LLaMA-Factory's reward_model_type: api",
 )
-async def llama_factory(request: Request) -> Response:
+async def llama_factory(request: Request, model: ChosenModel = None) -> Response:
     """Raw logits. The string alone does not tell a forged turn in a response from a real one."""
     body = await read_model(request, LLAMA_FACTORY)
+    scorer = choose_model(request, model)
     samples = await asyncio.to_thread(exchanges, [context_of(request).policy], body.messages, "messages")
-    scores = await score_samples(request, samples)
+    scores = await score_samples(request, scorer, samples)
     return answer(LlamaFactoryResponse(scores=[score.logit for score in scores]))
 
 
@@ -69,16 +71,17 @@ async def slime(
     reward_key: Annotated[
         str | None, Query(max_length=64, description="Answer with an object that has the number under this key.")
     ] = None,
+    model: ChosenModel = None,
 ) -> Response:
     """The raw logit as a bare number, or an object for slime's --reward-key."""
     body = await read_model(request, SLIME)
-    policy = context_of(request).policy
+    scorer, policy = choose_model(request, model), context_of(request).policy
     if isinstance(body.prompt, str):
         sample = (await asyncio.to_thread(_samples, [body.prompt], [body.response], policy, "prompt"))[0]
     else:
         conversation, sources = read_chat(body.prompt)
         sample = Sample(conversation, sources, policy.response(body.response))
-    (score,) = await score_samples(request, [sample])
+    (score,) = await score_samples(request, scorer, [sample])
     return JSONResponse(score.logit if reward_key is None else {reward_key: score.logit})
 
 

@@ -42,6 +42,7 @@ class RewardSettings:
     deadline_s: float = 300
     max_concurrency: int = 32
     transport: httpx.AsyncBaseTransport | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError."""
@@ -68,6 +69,7 @@ class RewardSettings:
                 cast(Literal["raise", "none"], value("FAILED", "raise")),
                 float(value("DEADLINE_S", "300")),
                 int(value("MAX_CONCURRENCY", "32")),
+                model=value("MODEL") or None,
             )
         except ValueError as error:
             raise ConfigurationError(f"BEHOLDER_DEADLINE_S, BEHOLDER_MAX_CONCURRENCY: {error}") from None
@@ -77,6 +79,7 @@ class RewardSettings:
         return {
             "api_key": self.api_key,
             "fingerprint": self.fingerprint,
+            "model": self.model,
             "deadline_s": self.deadline_s,
             "max_concurrency": self.max_concurrency,
             "transport": self.transport,
