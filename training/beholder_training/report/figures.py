@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from beholder_training.evaluation.statistics import Estimate, Values
 COLOURS = ("#8a8f98", "#d9822b", "#1f6feb", "#2da44e", "#a475f9", "#bf3989", "#6e5494", "#1b7c83")
 INK = "#1f2328"
 DPI = 150
+LABEL_WIDTH = 14  # characters, under a group of bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,10 @@ def heat_map(
 def bars(
     groups: Sequence[str], series: Mapping[str, Sequence[Estimate | None]], label: str, chance: float | None = 0.5
 ) -> bytes:
-    """A bar for each series in every group, with its 95% interval; None leaves a gap. `chance` is a dashed line."""
+    """A bar, of a share, for each series in every group, with its 95% interval; None leaves a gap.
+
+    `chance` is a dashed line.
+    """
     figure = Figure(figsize=(max(6.0, 1.2 + 0.42 * len(groups) * (len(series) + 1)), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / max(len(series), 1)
@@ -73,8 +78,9 @@ def bars(
         axes.bar(places, heights, width * 0.92, yerr=errors, color=_colour(number), label=plain(name), ecolor=INK)
     if chance is not None:
         axes.axhline(chance, color=INK, linewidth=0.8, linestyle="--")
-    axes.set_xticks(range(len(groups)), [plain(group) for group in groups])
+    axes.set_xticks(range(len(groups)), [fill(plain(group), LABEL_WIDTH) for group in groups])
     axes.set_ylabel(label)
+    axes.set_ylim(0, 1.02)  # of shares; an interval may reach beyond
     _finish(axes, legend=len(series) > 1)
     return png(figure)
 
