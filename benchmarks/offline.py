@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", type=int, default=2, help="of score-file, a process each")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for each engine")
-    parser.add_argument("--published-threads", type=int, default=1, help="of torch, for the published loop")
+    parser.add_argument("--published-threads", type=int, default=2, help="of torch, for the published loop: its best")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of the engine, in one forward")
     parser.add_argument("--in-flight", type=int, default=256, help="responses")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/offline.json"))
