@@ -4,11 +4,8 @@ from pathlib import Path
 
 import torch
 
-from beholder.modeling.architectures import architecture_of
 from beholder.modeling.inputs import PromptEncoder
-from beholder.modeling.packed_attention import NAME
-from beholder.modeling.picture_attention import prepare_tower
-from beholder.modeling.reward_model import RewardModel
+from beholder.modeling.reward_model import RewardModel, prepare_backbone
 from beholder.prompts import PromptRenderer
 from beholder_training.base_architectures import BaseSize
 from beholder_training.bases import draw_base
@@ -23,9 +20,7 @@ def random_branch(
         processor, backbone = draw_base(architecture, size, seed)
     backbone.config.save_pretrained(folder)
     processor.save_pretrained(folder)
-    # As RewardModel.from_base does with what it loads.
-    backbone.config.get_text_config()._attn_implementation = NAME
-    prepare_tower(getattr(backbone, architecture_of(backbone.config).vision))
+    prepare_backbone(backbone)
     renderer = PromptRenderer.from_folder(folder)
     encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, cache_bytes=0)
     return Branch(RewardModel(backbone).to(device), renderer, encoder, sees_images, folder)

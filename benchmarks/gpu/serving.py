@@ -47,8 +47,7 @@ def measure(
     gc.collect()
     reset_peak()  # leave the card's memory to the engines
     mix = replace(mix_for(checkpoint), prompts=parsed.prompts, responses=RESPONSES)
-    log = scratch / f"{size}-engine.log"
-    with _shown_when_failed(log), direct(checkpoint, log, parsed.engine) as engine:
+    with direct(checkpoint, scratch / f"{size}-engine.log", parsed.engine) as engine:
         row = {"checkpoint": size, **_golden(engine)}
         if row["golden_error"] > row["golden_tolerance"]:
             return row, {}
@@ -90,7 +89,7 @@ def _golden(engine: Direct) -> Row:
 
 @contextmanager
 def _shown_when_failed(log: Path) -> Iterator[None]:
-    """Logs go with the folder that they are in."""
+    """The service's errors name its log, which goes with the folder that it is in."""
     try:
         yield
     except Exception:

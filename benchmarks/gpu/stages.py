@@ -61,7 +61,7 @@ def counting_flops(loop: Any, found: list[int]) -> Any:
     """A trainer that counts the FLOP of its first step's forwards and backwards: of matrix products, convolutions and
     attention (whole, though half of a causal one is masked)."""
 
-    class Counting(loop):  # type: ignore[misc]
+    class Counting(loop):  # type: ignore[misc]  # a class that is chosen at run time
         def training_step(self, *inputs: Any, **options: Any) -> Any:
             if found:
                 return super().training_step(*inputs, **options)
@@ -76,7 +76,7 @@ def counting_flops(loop: Any, found: list[int]) -> Any:
 def staged(loop: Any, clock: Clock) -> Any:
     """A RewardTrainer whose stages `clock` counts, from its second step on."""
 
-    class Staged(loop):  # type: ignore[misc]
+    class Staged(loop):  # type: ignore[misc]  # a class that is chosen at run time
         def __init__(self, *inputs: Any, **options: Any) -> None:
             super().__init__(*inputs, **options)
             main, proxy = self.branches
@@ -126,7 +126,7 @@ def staged(loop: Any, clock: Clock) -> Any:
 def kernel_profile(loop: Any, rows: list[Row]) -> Any:
     """A trainer that profiles one step's forwards and backwards into `rows`: share and calls of the longest kernels."""
 
-    class Profiled(loop):  # type: ignore[misc]
+    class Profiled(loop):  # type: ignore[misc]  # a class that is chosen at run time
         def training_step(self, *inputs: Any, **options: Any) -> Any:
             if self.state.global_step != PROFILED_STEP:
                 return super().training_step(*inputs, **options)

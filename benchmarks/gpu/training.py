@@ -184,7 +184,7 @@ def main() -> None:
     output = output_path(parser, parsed, "training")
     PublishedTrainer.pairs_a_forward = PAIRS_A_FORWARD
     if parsed.attention_gain is not None:
-        packed_attention.GAIN = parsed.attention_gain  # type: ignore[misc]
+        packed_attention.GAIN = parsed.attention_gain  # type: ignore[misc]  # final in the product, tried here
     rate = matrix_rate()
     rows: list[Row] = []
     details: dict[str, Any] = {}

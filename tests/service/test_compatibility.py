@@ -3,50 +3,29 @@
 The requests are those that each client builds; what they read is written as their code reads it.
 """
 
-import asyncio
 import hashlib
-import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from pydantic import SecretStr
 
-from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
 from beholder.errors import TemplateMismatch
-from beholder.models import Model
 from beholder.policy_template import MAX_QUESTIONS, NAMES, open_template
 from beholder.prompts import PromptRenderer
-from beholder.server import bind, make_server
 from beholder.settings import Settings
 from tests.pictures import png
+from tests.service.recorded import CHAT, LLAMA_FACTORY, OPENRLHF, PROMPT, RESPONSES, SLIME, VERL
 from tests.service.stand_in import StandInEngine, serving
 from tests.service.test_http import assert_problem
-from tests.service.test_server import Served
 
 pytestmark = pytest.mark.anyio
 PICTURE = png()
 NAME = hashlib.sha256(PICTURE).hexdigest()
 MARKER = f"<image:sha256:{NAME}>"
-KEY = "s3cret"
-CHAT = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Which colour?"},
-    {"role": "assistant", "content": "Of what?"},
-    {"role": "user", "content": "Of grass."},
-]
-PROMPT = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in CHAT)
-PROMPT += "<|im_start|>assistant\n"
-RESPONSES = ["Green.", "Red, I <|im_end|> think."]
-OPENRLHF = {"query": [f"{PROMPT}{RESPONSES[0]}<|im_end|>"], "prompts": [PROMPT], "labels": ["Green."]}
-LLAMA_FACTORY = {"model": "model", "messages": [f"{PROMPT}{response}<|im_end|>" for response in RESPONSES]}
-SLIME = {"prompt": PROMPT, "response": RESPONSES[0], "label": "Green."}
-# verl renders the conversation by the reward model's own template: that of the tiny base has no line break there.
-VERL = {"model": "", "input": f"{PROMPT}{RESPONSES[0]}<|im_end|>\n", "use_activation": False}
 EMPTY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "/trainers/openrlhf": ({"query": [], "prompts": [], "labels": []}, {"rewards": [], "scores": []}),
     "/trainers/llama-factory": ({"model": "model", "messages": []}, {"scores": []}),
@@ -317,56 +296,3 @@ async def test_every_policy_template_scores_as_the_structured_request(
         else:
             whole = await client.post("/trainers/llama-factory", json={"messages": [prompt + response]})
             assert whole.json()["scores"] == [score]
-
-
-@pytest.fixture
-def served(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> Iterator[Served]:
-    locked = settings.model_copy(update={"api_keys": (SecretStr(KEY),)})
-    served = Served(
-        make_server(create_app(locked, [Model(locked, engine, checkpoint, renderer)]), locked), bind("127.0.0.1", 0)
-    )
-    yield served
-    served.stop()
-
-
-def by_requests(url: str, body: dict[str, Any]) -> Any:
-    """OpenRLHF and LLaMA-Factory: requests.post(url, json=..), no way to set a header."""
-    requests = pytest.importorskip("requests")
-    with requests.Session() as session:
-        response = session.post(url, json=body, headers={"Content-Type": "application/json"}, timeout=10)
-        return json.loads(response.text)
-
-
-def by_aiohttp(url: str, body: dict[str, Any]) -> Any:
-    """slime and verl: an aiohttp session's post of a URL that holds the host as it was set."""
-    aiohttp = pytest.importorskip("aiohttp")
-
-    async def post() -> Any:
-        async with aiohttp.ClientSession() as session, session.post(url, json=body) as response:
-            return await response.json(content_type=None)
-
-    return asyncio.run(post())
-
-
-CLIENTS: list[tuple[str, Callable[[str, dict[str, Any]], Any], dict[str, Any], Callable[[Any], float]]] = [
-    ("/trainers/openrlhf", by_requests, OPENRLHF, lambda answer: answer["rewards"][0]),
-    ("/trainers/llama-factory", by_requests, LLAMA_FACTORY, lambda answer: answer["scores"][0]),
-    ("/trainers/slime", by_aiohttp, SLIME, lambda answer: answer),
-    ("/classify", by_aiohttp, {**VERL, "model": None}, lambda answer: answer["data"][-1]["probs"][-1]),
-]
-
-
-@pytest.mark.parametrize(("path", "post", "body", "read"), CLIENTS)
-def test_each_trainer_sends_its_key_in_the_url(
-    served: Served, path: str, post: Callable[..., Any], body: dict[str, Any], read: Callable[[Any], float]
-) -> None:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    item = {"messages": CHAT, "response": RESPONSES[0]}
-    (score,) = httpx.post(f"{served.url}/score", json=item, headers=headers).json()["scores"]
-    assert read(post(f"http://x:{KEY}@127.0.0.1:{served.port}{path}", body)) == score
-    refusal = post(f"http://x:wrong@127.0.0.1:{served.port}{path}", body)
-    assert refusal["code"] == "unauthorized"
-    with pytest.raises((KeyError, TypeError)):
-        float(read(refusal))

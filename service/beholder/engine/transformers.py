@@ -92,10 +92,8 @@ class TransformersEngine:
         """See `beholder.engine.GroupEngine`: one change of threads for all, where `score` takes one a prompt."""
         samples = await self._encoding.submit(prompts)
         queued = [self._batcher.enqueue(sample) if isinstance(sample, _Sample) else sample for sample in samples]
-        scores = iter(
-            await asyncio.gather(*(i for i in queued if isinstance(i, asyncio.Future)), return_exceptions=True)
-        )
-        return [next(scores) if isinstance(i, asyncio.Future) else i for i in queued]
+        scores = iter(await asyncio.gather(*filter(asyncio.isfuture, queued), return_exceptions=True))
+        return [item if isinstance(item, Exception) else next(scores) for item in queued]
 
     async def stop(self) -> None:
         await self._batcher.stop()

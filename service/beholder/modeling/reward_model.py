@@ -130,10 +130,15 @@ def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) ->
         )
     if missing := sorted(found["missing_keys"]) + sorted(found["mismatched_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of the model, {missing[0]} first")
+    prepare_backbone(backbone)
+    return backbone
+
+
+def prepare_backbone(backbone: Any) -> None:
+    """Let a base model of Hugging Face compute as `packed_attention` and `picture_attention` say."""
     backbone.config.get_text_config()._attn_implementation = NAME
     if vision := architecture_of(backbone.config).vision:
         prepare_tower(getattr(backbone, vision))
-    return backbone
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel
 
 from beholder.engine import EngineScore
@@ -44,15 +44,6 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 SCORING: Final = refusals(404, 408, 413, 422, 503, 504)
-
-
-async def require_room(request: Request) -> None:
-    """Raises Overloaded before the body is read: it may be megabytes of images, for nothing."""
-    context_of(request).in_flight.require_room()
-
-
-ROOM: Final = [Depends(require_room)]
-"""What a router of scoring routes depends on."""
 
 
 def choose_model(request: Request, name: str | None) -> Scorer:

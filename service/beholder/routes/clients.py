@@ -30,13 +30,13 @@ from beholder.policy_template import PolicyTemplate
 from beholder.problems import ID_KEY
 from beholder.prompts import Turn
 from beholder.rewards import best_first
-from beholder.routes.answering import ROOM, SCORING, answer, choose_model, score_samples
+from beholder.routes.answering import SCORING, answer, choose_model, score_samples
 from beholder.routes.context import context_of
 from beholder.routes.reading import read_model
 from beholder.routes.trainers import exchanges
 from beholder.scoring import Sample
 
-router = APIRouter(tags=["compatibility"], dependencies=ROOM)
+router = APIRouter(tags=["compatibility"])
 CLASSIFY: Final = TypeAdapter(ClassifyRequest)
 RERANK: Final = TypeAdapter(RerankRequest)
 LABEL: Final = "reward"

@@ -39,7 +39,9 @@ def is_form(request: Request) -> bool:
 
 
 async def read_model(request: Request, adapter: TypeAdapter[T]) -> T:
-    """The body as a model. Raises RequestTooLarge, RequestTimeout, InvalidRequest, InvalidText."""
+    """The body, with samples, as a model. Raises Overloaded, RequestTooLarge, RequestTimeout, InvalidRequest,
+    InvalidText."""
+    _require_room(request)
     return parse(await read_body(request), adapter)
 
 
@@ -62,7 +64,8 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
 
 
 async def read_form(request: Request) -> Form:
-    """A multipart body. Raises RequestTooLarge, RequestTimeout, InvalidRequest."""
+    """A multipart body, with samples. Raises Overloaded, RequestTooLarge, RequestTimeout, InvalidRequest."""
+    _require_room(request)
     body = await read_body(request)
 
     async def chunks() -> AsyncGenerator[bytes, None]:
@@ -98,6 +101,11 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T], deadline_s:
         for pending in (task, gone):
             pending.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def _require_room(request: Request) -> None:
+    """Before the body is read: it may be megabytes of images, for nothing. Raises Overloaded."""
+    context_of(request).in_flight.require_room()
 
 
 async def _form(items: list[tuple[str, UploadFile | str]]) -> Form:

@@ -11,7 +11,7 @@ from beholder.errors import InvalidRequest
 from beholder.image_sources import ImageSource, Upload
 from beholder.models import Model
 from beholder.rewards import best_first, normalize, ranks
-from beholder.routes.answering import ROOM, SCORING, answer, choose_model, score_samples
+from beholder.routes.answering import SCORING, answer, choose_model, score_samples
 from beholder.routes.reading import is_form, parse, read_form, read_model
 from beholder.schemas import (
     RankRequest,
@@ -25,7 +25,7 @@ from beholder.schemas import (
 )
 from beholder.scoring import Sample
 
-router = APIRouter(tags=["scoring"], dependencies=ROOM)
+router = APIRouter(tags=["scoring"])
 SCORE: Final[TypeAdapter[ScoreOne | ScoreBatch]] = TypeAdapter(ScoreRequest)
 RANK: Final = TypeAdapter(RankRequest)
 

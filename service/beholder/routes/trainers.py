@@ -24,12 +24,12 @@ from beholder.compatibility import (
 from beholder.errors import InvalidRequest
 from beholder.policy_template import PolicyTemplate, Texts
 from beholder.rewards import normalize
-from beholder.routes.answering import ROOM, SCORING, answer, choose_model, score_samples
+from beholder.routes.answering import SCORING, answer, choose_model, score_samples
 from beholder.routes.context import context_of
 from beholder.routes.reading import read_model
 from beholder.scoring import Sample
 
-router = APIRouter(prefix="/trainers", tags=["trainers"], dependencies=ROOM)
+router = APIRouter(prefix="/trainers", tags=["trainers"])
 OPENRLHF: Final = TypeAdapter(OpenRLHFRequest)
 LLAMA_FACTORY: Final = TypeAdapter(LlamaFactoryRequest)
 SLIME: Final = TypeAdapter(SlimeRequest)
