@@ -1,7 +1,7 @@
 """The smaller families: the map of settings, and accuracies by test set (label noise, grocery photos)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from beholder_training.report.page import Drawing, Section, Table
 from beholder_training.reproduce.cells import Cell
 from beholder_training.reproduce.families import ALGORITHMS, CONTROLLED, MAP, SEEDS, Axis, at
 from beholder_training.reproduce.outcomes import Finished
-from beholder_training.reproduce.summary import IID, Results, Variant, ood
+from beholder_training.reproduce.summary import FLIPPED, IID, Results, Variant, ood
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,38 +71,52 @@ def by_test_set(results: Results, title: str, text: str) -> Section:
     all_variants = results.variants("sees")
     for environment in dict.fromkeys(name for each in all_variants for name in results.environments(each)):
         variants = [each for each in all_variants if environment in results.environments(each)]
-        tests, trained = list(results.runs(variants[0], environment)[0].outcomes), f"Trained on {environment}."
+        columns, trained = _columns(results, variants[0], environment), f"Trained on {environment}."
         over = partial(_accuracy, results, environment)
-        values = {each.label: [over(each, test) for test in tests] for each in variants}
-        drawings.append(Drawing(f"accuracy-{environment}", bars(tests, values, "accuracy"), trained))
-        tables.append(Table(["weighting", *tests], [[name, *map(str, each)] for name, each in values.items()], trained))
-        standard = [each for each in variants if each.algorithm == "standard"]
+        values = {each.label: [over(each, tests) for tests in columns.values()] for each in variants}
+        drawings.append(Drawing(f"accuracy-{environment}", bars(list(columns), values, "accuracy"), trained))
+        rows = [[name, *map(str, each)] for name, each in values.items()]
+        tables.append(Table(["weighting", *columns], rows, trained))
         rows = [
-            [each.label, *(_points(over(each, test, reference)) for test in tests)]
-            for reference in standard
+            [each.label, *(_points(over(each, tests, reference)) for tests in columns.values())]
+            for reference in variants
             for each in variants
-            if each != reference
+            if reference.algorithm == "standard" and each != reference
         ]
-        tables.append(Table(["difference from standard, points", *tests], rows, f"{trained} Same seeds, same pairs."))
+        tables.append(Table(["difference from standard, points", *columns], rows, f"{trained} Same seeds, same pairs."))
     return Section(title, text, drawings, tables)
 
 
 def accuracies(results: Results) -> dict[str, Any]:
-    """For JSON: environment, weighting, test set -> mean and half-width."""
+    """For JSON: environment, weighting, test set -> mean and half-width, and those of the difference from standard."""
     found: dict[str, Any] = {}
     for each in results.variants("sees"):
         for environment in results.environments(each):
-            tests = results.runs(each, environment)[0].outcomes
-            estimates = {test: _accuracy(results, environment, each, test) for test in tests}
+            columns = _columns(results, each, environment)
+            reference = next((other for other in results.variants("sees") if other.algorithm == "standard"), None)
             found.setdefault(environment, {})[each.label] = {
-                test: {"mean": value.mean, "half_width": value.half_width} for test, value in estimates.items()
+                name: {
+                    **asdict(_accuracy(results, environment, each, tests)),
+                    "less_standard": asdict(_accuracy(results, environment, each, tests, reference)),
+                }
+                for name, tests in columns.items()
             }
     return found
 
 
-def _accuracy(results: Results, environment: str, ours: Variant, test: str, less: Variant | None = None) -> Estimate:
-    (values,) = results.values(ours, {environment: [test]})
-    return over_seeds([values - results.values(less, {environment: [test]})[0] if less else values])
+def _columns(results: Results, variant: Variant, environment: str) -> dict[str, Sequence[str]]:
+    """The test sets, each alone; on the worlds their o.o.d. mean too."""
+    names = list(results.runs(variant, environment)[0].outcomes)
+    mean = {"o.o.d.": ood(environment)} if FLIPPED in names else {}
+    return {**{name: [name] for name in names}, **mean}
+
+
+def _accuracy(
+    results: Results, environment: str, ours: Variant, tests: Sequence[str], less: Variant | None = None
+) -> Estimate:
+    """The mean over `tests`."""
+    (values,) = results.values(ours, {environment: tests})
+    return over_seeds([values - results.values(less, {environment: tests})[0] if less else values])
 
 
 def _at(finished: dict[Cell, Finished], axis: Axis, move: dict[str, float], algorithm: str) -> list[Finished] | None:
