@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from beholder.checkpoint import Dtype, read_checkpoint
-from beholder.engine import create_engine
+from beholder.engine.choosing import create_engine
 from beholder.images import load_image_file
 from beholder.modeling.architectures import ARCHITECTURES
 from beholder.prompts import Prompt, PromptRenderer, single_turn

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from beholder.checkpoint import read_checkpoint
-from beholder.engine import create_engine
+from beholder.engine.choosing import create_engine
 from beholder.load_test.mix import Mix, items
 from beholder.modeling.reward_model import RewardModel
 from beholder.prompts import Prompt, PromptRenderer

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from beholder.checkpoint import Checkpoint, read_checkpoint, verify_files
-from beholder.engine import Engine, create_engine
+from beholder.engine import Engine
+from beholder.engine.choosing import create_engine
 from beholder.golden import GoldenResult, require_passed, score_golden
 from beholder.images import load_image_file
 from beholder.prompts import PromptRenderer, single_turn

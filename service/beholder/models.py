@@ -5,7 +5,8 @@ from functools import cached_property
 from typing import Self
 
 from beholder.checkpoint import Calibration, Checkpoint, Dtype, read_checkpoint
-from beholder.engine import Engine, create_engine
+from beholder.engine import Engine
+from beholder.engine.choosing import create_engine
 from beholder.errors import ConfigurationError
 from beholder.policy_template import PolicyTemplate
 from beholder.prompts import PromptRenderer

@@ -13,7 +13,8 @@ from beholder.adopting.adopt import adopt
 from beholder.adopting.samples import draw
 from beholder.checkpoint import Checkpoint, read_checkpoint, verify_files
 from beholder.cli import main
-from beholder.engine import Engine, create_engine
+from beholder.engine import Engine
+from beholder.engine.choosing import create_engine
 from beholder.errors import CheckpointError, ImageMismatch
 from beholder.golden import require_passed, score_golden
 from beholder.images import LoadedImage, load_image

