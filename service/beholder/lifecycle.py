@@ -4,6 +4,7 @@ Everything slow runs beside the event loop, so /livez answers from the first mom
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Sequence
 
@@ -99,6 +100,7 @@ class Lifecycle:
                 # A restart would not help, and a live process can be asked why it is not ready.
                 _log.error("%s", error)
                 mismatches.append(error)
+        _keep_what_is_loaded()
         self._blocked_by = mismatches[0] if mismatches else None
         if not mismatches:
             _log.info("ready")
@@ -117,6 +119,12 @@ class Lifecycle:
     def _fail(self, error: BeholderError) -> None:
         _log.error("%s", error)
         self._blocked_by = self.failure = error
+
+
+def _keep_what_is_loaded() -> None:
+    """The garbage collector need not walk a million objects of libraries and engine again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _watch(model: Model, metrics: Metrics) -> None:

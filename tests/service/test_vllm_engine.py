@@ -15,7 +15,7 @@ from PIL import Image
 from beholder.checkpoint import Checkpoint
 from beholder.engine.choosing import create_engine
 from beholder.engine.vllm import VllmEngine, _read
-from beholder.engine.vllm_loading import _check_image_backend, engine_arguments
+from beholder.engine.vllm_loading import ONE_PROCESS, _check_image_backend, engine_arguments
 from beholder.errors import (
     ConfigurationError,
     EngineError,
@@ -214,6 +214,21 @@ def test_engine_args_win_where_they_may(engine_settings: Settings, checkpoint: C
     assert arguments["block_size"] == 64
     assert arguments["max_model_len"] < 10**9
     assert "enforce_eager" not in engine_arguments(settings, checkpoint, on_cpu=False)
+
+
+def test_a_small_machine_computes_in_one_process(
+    engine_settings: Settings, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def executor(cores: int, *, on_cpu: bool = True, **engine_args: Any) -> Any:
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+        settings = engine_settings.model_copy(update={"engine_args": engine_args})
+        return engine_arguments(settings, checkpoint, on_cpu=on_cpu).get("distributed_executor_backend")
+
+    assert executor(2) == ONE_PROCESS
+    assert executor(16) is executor(2, on_cpu=False) is executor(2, tensor_parallel_size=2) is None
+    assert executor(2, distributed_executor_backend="mp") == "mp"
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
+    assert executor(2) is None
 
 
 def test_a_model_takes_its_share_of_the_memory(engine_settings: Settings, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,8 @@ checked for it.
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from beholder.settings import Settings
 
 SMALL_MACHINE_CORES: Final = 4
+ONE_PROCESS: Final = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Computes in the scheduler's own process. Of the two that vLLM takes on a CPU each spins while it waits for the other,
+and a small machine has no core for that. By its path: vLLM takes "uni" for "mp" there."""
+PARALLEL: Final = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+BINDING: Final = "VLLM_CPU_OMP_THREADS_BIND"
 CPU_DEFAULTS: Final[dict[str, Any]] = {
     "enforce_eager": True,
     "block_size": 32,  # a multiple of 32; vLLM's default of 128 wastes short prompts
@@ -36,10 +43,6 @@ def prepare_environment(settings: "Settings") -> None:
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) <= SMALL_MACHINE_CORES:
-        # Left to itself vLLM keeps a core for its scheduler: half of a small machine.
-        defaults["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
@@ -52,13 +55,31 @@ def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> An
 
     arguments = engine_arguments(settings, checkpoint, on_cpu=current_platform.is_cpu())
     loggers: list[Any] = [partial(_StepLog, activity)]
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
+    with core_environment(settings):
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
     try:
         _check_image_backend(llm, checkpoint)
     except BaseException:
         llm.shutdown()
         raise
     return llm
+
+
+@contextmanager
+def core_environment(settings: "Settings") -> Iterator[None]:
+    """What the core that starts in this block inherits: it computes on all processors.
+
+    Not this process, where vLLM would process pictures on as many threads. Threads that wait for each other sleep,
+    since rendering and HTTP need the same processors.
+    """
+    threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
+    added = threads.keys() - os.environ.keys() if computes_in_one_process(settings) else set()
+    os.environ.update({name: threads[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 class _StepLog:
@@ -88,7 +109,7 @@ def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bo
     """The keyword arguments of AsyncEngineArgs."""
     max_tokens = min(settings.max_model_len, _built_for(checkpoint.folder))
     chosen = {
-        **(CPU_DEFAULTS if on_cpu else {}),
+        **(_cpu_defaults(settings) if on_cpu else {}),
         # vLLM computes a prompt in one step where it cannot split it, so a step must hold the longest.
         "max_num_batched_tokens": max_tokens,
         "enable_prefix_caching": True,
@@ -107,6 +128,17 @@ def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bo
         "use_tqdm_on_load": False,
         "shutdown_timeout": math.ceil(settings.drain_timeout_s),
     }
+
+
+def computes_in_one_process(settings: "Settings") -> bool:
+    """On a small machine, unless somebody has said how vLLM shall use its processors."""
+    small = len(os.sched_getaffinity(0)) <= SMALL_MACHINE_CORES
+    return small and BINDING not in os.environ and not settings.engine_args.keys() & PARALLEL
+
+
+def _cpu_defaults(settings: "Settings") -> dict[str, Any]:
+    executor = {"distributed_executor_backend": ONE_PROCESS} if computes_in_one_process(settings) else {}
+    return CPU_DEFAULTS | executor
 
 
 def _memory(chosen: dict[str, Any], share: float | None) -> dict[str, Any]:
