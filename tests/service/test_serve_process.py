@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -116,11 +117,12 @@ def test_metrics_show_the_service_and_vllm(service: Service) -> None:
 
 def test_sigterm_during_requests_loses_none(service: Service, golden_image: Path) -> None:
     def ask_until_farewell(number: int) -> list[int]:
-        statuses, farewell = [], False
+        statuses: list[int] = []
+        farewell = False
         with httpx.Client(base_url=service.url, timeout=STOP_S) as client:
             while not farewell:
                 image = base64.b64encode(golden_image.read_bytes()).decode()
-                body = {"prompt": f"{number}", "images": [image], "responses": RESPONSES}
+                body = {"prompt": f"{number}, {len(statuses)}", "images": [image], "responses": RESPONSES}
                 answer = client.post("/rank", json=body)
                 statuses.append(answer.status_code)
                 farewell = answer.headers.get("connection") == "close"
@@ -137,15 +139,16 @@ def test_sigterm_during_requests_loses_none(service: Service, golden_image: Path
 
 
 def test_the_death_of_the_engine_ends_the_process(service: Service) -> None:
-    body = {"prompt": "p", "responses": RESPONSES}
-
-    def ask_until_error() -> int:
-        while (status := httpx.post(f"{service.url}/rank", json=body).status_code) == 200:
-            pass
+    def ask_until_error(asker: int) -> int:
+        """Something new each time: what the score cache knows never meets the engine, nor its death."""
+        for number in itertools.count():
+            body = {"prompt": f"{asker}, {number}", "responses": RESPONSES}
+            if (status := httpx.post(f"{service.url}/rank", json=body).status_code) != 200:
+                break
         return status
 
     with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask_until_error) for _ in range(4)]
+        asking = [pool.submit(ask_until_error, asker) for asker in range(4)]
         time.sleep(0.5)
         (core,) = service.cores()
         os.kill(core, signal.SIGKILL)
