@@ -115,7 +115,8 @@ def test_the_main_family_is_what_was_asked_for() -> None:
     wanted: set[tuple[str, str, str, int]] = {
         (e, a, s, n) for e in ENVIRONMENTS for a in ALGORITHMS for s in ("sees", "scratch") for n in SEEDS
     }
-    wanted |= {(CONTROLLED, a, s, n) for a in CONTROLS for s in ("sees", "scratch") for n in SEEDS}
+    wanted |= {(e, a, "scratch", n) for e in ENVIRONMENTS for a in CONTROLS for n in SEEDS}
+    wanted |= {(CONTROLLED, a, "sees", n) for a in CONTROLS for n in SEEDS}
     assert wanted <= found
     for start in ("sees", "scratch"):
         those = [each for each in cells if each.start == start and each.algorithm != TEXT_ONLY]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from beholder_training.evaluation.statistics import Estimate
 from beholder_training.reproduce.cells import Start
-from beholder_training.reproduce.families import CONTROLLED, RECOMMENDED
+from beholder_training.reproduce.families import RECOMMENDED
 from beholder_training.reproduce.summary import IID, Results, Variant, difference, failure
 from beholder_training.worlds import ENVIRONMENTS
 
@@ -52,8 +52,9 @@ def _gain(results: Results, ours: Variant, standard: Variant, start: Start) -> C
 
 
 def _above(results: Results, ours: Variant, control: Variant) -> Claim:
-    value = difference(results, ours, control, [CONTROLLED])
-    title = f"o.o.d., default − {control.label} ({CONTROLLED})"
+    environments = results.environments(control)
+    value = difference(results, ours, control, environments)
+    title = f"o.o.d., default − {control.label} ({', '.join(environments)})"
     return Claim(title, value, "above zero", value.mean > 0 and value.excludes_zero)
 
 
