@@ -21,8 +21,7 @@ from benchmarks.serving.watching import Watched, watching
 BURST = 4096
 OVERLOAD = 10
 CONNECTIONS = 6000
-"""More than the samples that the service accepts (max_in_flight), so that it has to refuse; and so few that the queue
-of connections that the kernel keeps for it (4,096) does not overflow: what it drops, no service has seen."""
+"""More than the samples that the service accepts (max_in_flight), so that it has to refuse."""
 EQUAL_WITHIN = 1e-4
 RECOVERED_S = 1.0
 

@@ -33,8 +33,8 @@ class Metrics:
         )
         self.stages = Histogram(
             "beholder_stage_seconds",
-            "Seconds in a stage: queue (a request waits for a processor), image (its images are decoded, its prompts "
-            "rendered), engine (one sample is scored).",
+            "Seconds in a stage: queue (a request waits for its turn and a processor), image (its images are decoded, "
+            "its prompts rendered), engine (one sample is scored).",
             ["stage"],
             buckets=LATENCY_BUCKETS,
             registry=registry,

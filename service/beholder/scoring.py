@@ -1,5 +1,5 @@
-"""From what a client sent to raw rewards: admit, decode and render (off the event loop, but for what is quick), score
-all at once."""
+"""From what a client sent to raw rewards: admit, wait for a turn, decode and render (off the event loop, but for what
+is quick), score all at once."""
 
 import asyncio
 import time
@@ -28,6 +28,10 @@ from beholder.truncation import ATTEMPTS, shorten
 QUICK_CHARACTERS: Final = 8192
 """Of texts that are rendered on the event loop, in about two milliseconds."""
 
+TURNS: Final = 512
+"""Requests to one model that are rendered and scored at a time: more than an engine's step holds. A burst would
+otherwise be rendered at once, and the event loop would answer nobody meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -52,6 +56,7 @@ class Scorer:
         self._images = images
         self._in_flight = in_flight
         self._metrics = metrics
+        self._turns = asyncio.Semaphore(TURNS)
         self._samples = metrics.samples.labels(model.name)
         metrics.rewards.begin(model.name, calibrated=model.calibration is not None)
 
@@ -59,10 +64,12 @@ class Scorer:
         """The score of each sample, in order. Raises InvalidRequest, ImageError, Overloaded, EngineError."""
         with self._in_flight.admit(len(samples)), self._images.request() as images:
             await self._fetch(samples, images)
-            prompts = await self._prompts(samples, images)
-            scores = await all_or_none(
-                self._score(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)
-            )
+            started = time.perf_counter()
+            async with self._turns:
+                prompts = await self._prompts(samples, images, started)
+                scores = await all_or_none(
+                    self._score(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)
+                )
         self._observe(samples, scores)
         return scores
 
@@ -91,9 +98,8 @@ class Scorer:
                     with _naming(f"images[{index}]"):
                         await images.fetch(source)
 
-    async def _prompts(self, samples: Sequence[Sample], images: RequestImages) -> list[Prompt]:
+    async def _prompts(self, samples: Sequence[Sample], images: RequestImages, started: float) -> list[Prompt]:
         """In a thread, unless that takes longer than the work: handing over and back costs half a millisecond."""
-        started = time.perf_counter()
         if _characters(samples) <= QUICK_CHARACTERS and all(
             images.load_known(source) for sample in samples for source in sample.images
         ):

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from beholder import scoring
 from beholder.checkpoint import Checkpoint
 from beholder.errors import EngineError, EngineUnavailable, Overloaded, PromptTooLong
 from beholder.prompts import PromptRenderer, single_turn
@@ -216,6 +217,30 @@ async def test_more_than_may_be_in_flight_is_refused(
         assert (await client.post("/rank", json={"prompt": "p", "responses": ["a", "b"]})).status_code == 200
         too_many = {"prompt": "p", "responses": ["a"] * 4}
         assert "split it" in assert_problem(await client.post("/rank", json=too_many), 422, "invalid-request")["detail"]
+
+
+async def test_requests_wait_for_their_turn(
+    settings: Settings,
+    engine: StandInEngine,
+    checkpoint: Checkpoint,
+    renderer: PromptRenderer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those beyond the turns are accepted and answered; one that leaves while it waits is never rendered."""
+    monkeypatch.setattr(scoring, "TURNS", 2)
+    async with serving(settings, engine, checkpoint, renderer) as client:
+        engine.gate.clear()
+        engine.peak, before = 0, engine.started
+        asked = [asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": f"{n}"})) for n in "abcd"]
+        await until(lambda: engine.active == 2)
+        leaver = asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": "leaver"}))
+        await asyncio.sleep(0.05)
+        leaver.cancel()
+        engine.gate.set()
+        answers = await asyncio.gather(*asked)
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert len({answer.json()["scores"][0] for answer in answers}) == 4
+        assert (engine.peak, engine.started - before) == (2, 4)
 
 
 async def test_a_full_service_refuses_before_it_reads_the_body(

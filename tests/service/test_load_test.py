@@ -1,19 +1,23 @@
 """`beholder load-test` against the real server with the fake engine: every request counted, for what it was."""
 
 import argparse
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
+from beholder import server
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
 from beholder.cli import main
 from beholder.engine.fake import FakeEngine
 from beholder.errors import ConfigurationError
 from beholder.load_test.command import _size
+from beholder.load_test.connection import Connection
 from beholder.load_test.mix import Mix, items
 from beholder.load_test.running import Load, run
 from beholder.load_test.summary import Summary, as_text, summarise
@@ -83,6 +87,17 @@ async def test_a_service_that_goes_away_is_no_answer(serve: Serve) -> None:
     assert sum(summary.statuses.values()) == 40
     assert summary.statuses["200"] == 5
     assert set(summary.statuses) <= {"0", "200", "503"}
+
+
+async def test_a_connection_that_the_server_has_closed_is_opened_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.05)
+    async with Connection(httpx.URL(serve())) as connection:
+        for _ in range(2):
+            status, _ = await connection.request("GET", "/livez", b"")
+            assert status == 200
+            await asyncio.sleep(0.3)
 
 
 async def test_an_open_loop_sends_at_its_rate_and_counts_the_wait(serve: Serve) -> None:

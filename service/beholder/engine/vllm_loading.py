@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -53,9 +53,10 @@ def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> An
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    arguments = engine_arguments(settings, checkpoint, on_cpu=current_platform.is_cpu())
+    on_cpu = current_platform.is_cpu()
+    arguments = engine_arguments(settings, checkpoint, on_cpu=on_cpu)
     loggers: list[Any] = [partial(_StepLog, activity)]
-    with core_environment(settings):
+    with core_environment(settings) if on_cpu else nullcontext():
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
     try:
         _check_image_backend(llm, checkpoint)
@@ -67,7 +68,7 @@ def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> An
 
 @contextmanager
 def core_environment(settings: "Settings") -> Iterator[None]:
-    """What the core that starts in this block inherits: it computes on all processors.
+    """What a core on the CPU that starts in this block inherits: it computes on all processors.
 
     Not this process, where vLLM would process pictures on as many threads. Threads that wait for each other sleep,
     since rendering and HTTP need the same processors.

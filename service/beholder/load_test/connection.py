@@ -53,6 +53,8 @@ class Connection:
 
     async def request(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer."""
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # the server does not keep an idle connection for ever
         head = f"{method} {path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
         try:
             reader, writer = self._streams or await self._connect()

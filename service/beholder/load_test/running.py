@@ -64,9 +64,14 @@ async def run(url: str, mix: Mix, load: Load, *, api_key: str | None = None, pro
 async def send(
     url: str, requests: Iterable[Item], load: Load, *, api_key: str | None = None, progress: bool = True
 ) -> Run:
-    """Send `requests` under `load`. Raises ConfigurationError for a URL that is none."""
+    """Send `requests` under `load`; the connections of an open loop are there before the clock starts.
+
+    Raises ConfigurationError for a URL that is none, EngineUnavailable.
+    """
     connections = [Connection(_parse(url), api_key) for _ in range(load.concurrency)]
     try:
+        if load.rate is not None:
+            await _open_all(connections)
         with tqdm(total=load.requests, unit="request", disable=not progress, desc="load test") as bar:
             return await _Sender(connections, load, bar).run(iter(requests))
     finally:
@@ -82,6 +87,12 @@ async def send_ahead(url: str, pictures: Iterable[bytes], *, api_key: str | None
             if status not in (200, 201):
                 answer = body[:300].decode(errors="replace")
                 raise ConfigurationError(f"the service does not take a picture ({status}): {answer}")
+
+
+async def _open_all(connections: Sequence[Connection]) -> None:
+    """One after the other: thousands at once overflow the kernel's queue of a busy service, which drops them unseen."""
+    for connection in connections:
+        await connection.request("GET", "/livez", b"")
 
 
 def _parse(url: str) -> httpx.URL:
