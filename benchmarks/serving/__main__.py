@@ -38,7 +38,7 @@ class Plan:
 
 PLANS = {
     "tiny": Plan(most_rounds=100, scenarios=(), plain_every=5),
-    "80m": Plan(most_rounds=3, scenarios=("score_by_reference", "rank_8", "rank_16"), plain_every=12),
+    "80m": Plan(most_rounds=2, scenarios=("score_by_reference", "rank_8", "rank_16"), plain_every=12),
 }
 
 
