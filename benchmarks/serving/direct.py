@@ -103,8 +103,9 @@ async def _vllm(settings: Settings) -> AsyncIterator[_Scorer]:
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    arguments = engine_arguments(settings, read_checkpoint(settings.checkpoint), on_cpu=current_platform.is_cpu())
-    with core_environment(settings):
+    on_cpu = current_platform.is_cpu()
+    arguments = engine_arguments(settings, read_checkpoint(settings.checkpoint), on_cpu=on_cpu)
+    with core_environment(settings, on_cpu=on_cpu):
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     yield _AsyncLLM(llm)
     llm.shutdown()

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import math
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from PIL import Image
 from beholder.checkpoint import Checkpoint
 from beholder.engine.choosing import create_engine
 from beholder.engine.vllm import VllmEngine, _read
-from beholder.engine.vllm_loading import ONE_PROCESS, _check_image_backend, engine_arguments
+from beholder.engine.vllm_loading import ONE_PROCESS, _check_image_backend, core_environment, engine_arguments
 from beholder.errors import (
     ConfigurationError,
     EngineError,
@@ -229,6 +230,20 @@ def test_a_small_machine_computes_in_one_process(
     assert executor(2, distributed_executor_backend="mp") == "mp"
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
     assert executor(2) is None
+
+
+def test_only_a_core_on_the_cpu_inherits_the_processors(
+    engine_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # somebody's own
+    with core_environment(engine_settings, on_cpu=False):
+        assert "OMP_NUM_THREADS" not in os.environ
+    with core_environment(engine_settings, on_cpu=True):
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("2", "ACTIVE")
+    assert "OMP_NUM_THREADS" not in os.environ
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_a_model_takes_its_share_of_the_memory(engine_settings: Settings, checkpoint: Checkpoint) -> None:

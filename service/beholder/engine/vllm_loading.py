@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -56,7 +56,7 @@ def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> An
     on_cpu = current_platform.is_cpu()
     arguments = engine_arguments(settings, checkpoint, on_cpu=on_cpu)
     loggers: list[Any] = [partial(_StepLog, activity)]
-    with core_environment(settings) if on_cpu else nullcontext():
+    with core_environment(settings, on_cpu=on_cpu):
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
     try:
         _check_image_backend(llm, checkpoint)
@@ -67,14 +67,14 @@ def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> An
 
 
 @contextmanager
-def core_environment(settings: "Settings") -> Iterator[None]:
+def core_environment(settings: "Settings", *, on_cpu: bool) -> Iterator[None]:
     """What a core on the CPU that starts in this block inherits: it computes on all processors.
 
     Not this process, where vLLM would process pictures on as many threads. Threads that wait for each other sleep,
     since rendering and HTTP need the same processors.
     """
     threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
-    added = threads.keys() - os.environ.keys() if computes_in_one_process(settings) else set()
+    added = threads.keys() - os.environ.keys() if on_cpu and computes_in_one_process(settings) else set()
     os.environ.update({name: threads[name] for name in added})
     try:
         yield
