@@ -111,6 +111,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--url", help="a running service")
     source.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="load it here, without a service")
+    parser.add_argument("--model", metavar="NAME", help="of the service's several; default: its first")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -163,6 +164,8 @@ def _cells(answer: dict[str, Any], index: int) -> str:
 
 def _answer(options: argparse.Namespace) -> dict[str, Any]:
     if options.url is None:
+        if options.model:
+            raise ConfigurationError("--model names one of a service's models: give --url")
         from beholder.local import rank_locally
 
         settings = _local_settings(options.checkpoint)
@@ -171,7 +174,7 @@ def _answer(options: argparse.Namespace) -> dict[str, Any]:
 
     from beholder.client import RewardClient
 
-    with RewardClient(options.url, retries=2) as client:
+    with RewardClient(options.url, model=options.model, retries=2) as client:
         return asdict(client.rank(options.prompt, options.image, options.response))
 
 

@@ -1,6 +1,7 @@
 """Several models in one process: over stand-in engines, and as a process with vLLM."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -13,13 +14,16 @@ import pytest
 
 from beholder.app import create_app
 from beholder.checkpoint import read_checkpoint
+from beholder.cli import main
 from beholder.client import RewardClient
 from beholder.errors import ModelNotFound
 from beholder.models import Model
 from beholder.prompts import PromptRenderer
+from beholder.server import bind, make_server
 from beholder.settings import Settings, load_settings
 from tests.service.process import STOP_S, Service
 from tests.service.stand_in import StandInEngine, running, until, until_ready
+from tests.service.test_server import Served
 
 RESPONSES = ["Yes.", "No, it is not.", "It is hard to say."]
 RANK: dict[str, Any] = {"prompt": "Is it?", "responses": RESPONSES}
@@ -170,6 +174,59 @@ async def test_metrics_tell_the_models_apart(client: httpx.AsyncClient, models: 
         f'fingerprint="{models[1].fingerprint}",model="proxy"}} 1.0',
     ):
         assert line in text
+
+
+@pytest.fixture
+def url(models: tuple[Model, Model]) -> Iterator[str]:
+    settings = models[0].settings.model_copy(update={"drain_delay_s": 0})
+    served = Served(make_server(create_app(settings, models), settings), bind("127.0.0.1", 0))
+    yield served.url
+    served.stop()
+
+
+def test_every_command_asks_the_model_that_it_names(
+    url: str, models: tuple[Model, Model], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "Is it?", "responses": ["Yes."]}) + "\n")
+    sample = ["Is it?", "--response", "Yes.", "--url", url, "--json"]
+    file = [str(data), str(tmp_path / "out.jsonl"), "--url", url, "--no-progress", "--restart"]
+    found = []
+    for model in ([], ["--model", "proxy"], ["--model", models[1].fingerprint]):
+        assert (
+            main(["score", *sample, *model])
+            == main(["rank", *sample, *model])
+            == main(["score-file", *file, *model])
+            == 0
+        )
+        answers = [json.loads(line)["scores"] for line in capsys.readouterr().out.splitlines()]
+        answers.append([json.loads((tmp_path / "out.jsonl").read_text())["score"]])
+        assert answers == answers[:1] * 3
+        found += answers[0]
+    assert found == [pytest.approx(found[0] + offset) for offset in (0, OFFSET, OFFSET)]
+    asked = httpx.get(f"{url}/metrics").text
+    assert main(["load-test", url, "--requests", "2", "--images", "none", "--model", "proxy"]) == 0
+    for name, count in (("tiny", 0), ("proxy", 2)):
+        assert samples(httpx.get(f"{url}/metrics").text, name) == samples(asked, name) + count
+
+
+def samples(metrics: str, model: str) -> float:
+    (line,) = [line for line in metrics.splitlines() if line.startswith(f'beholder_samples_total{{model="{model}"}}')]
+    return float(line.split()[-1])
+
+
+def test_a_command_that_names_no_model_of_the_service_is_refused(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "Is it?", "responses": ["Yes."]}) + "\n")
+    assert main(["score-file", str(data), str(tmp_path / "out.jsonl"), "--url", url, "--model", "old"]) == 1
+    assert "--model old: the service has tiny, " in capsys.readouterr().err
+    assert main(["score", "Is it?", "--response", "Yes.", "--url", url, "--model", "old"]) == 1
+    assert "send 'tiny' or 'proxy'" in capsys.readouterr().err
+    for command in (["score", "Is it?", "--response", "Yes."], ["score-file", str(data), "out.jsonl"]):
+        assert main([*command, "--checkpoint", "rm", "--model", "proxy"]) == 1
+        assert "--model names one of a service's models: give --url" in capsys.readouterr().err
 
 
 @pytest.mark.anyio

@@ -29,6 +29,7 @@ def add(add_parser: Callable[..., argparse.ArgumentParser], form: dict[str, Any]
     parser = add_parser("load-test", help="throughput and latency of a running service", epilog=NOTES, **form)
     parser.add_argument("url", metavar="URL")
     parser.add_argument("--route", choices=get_args(Route), default="score", help="(default: score)")
+    parser.add_argument("--model", metavar="NAME", help="of the service's several; default: its first")
     parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="connections (default: 32)")
     parser.add_argument("--rate", type=float, metavar="R", help="requests a second: an open loop")
     parser.add_argument("--seconds", type=float, default=30, metavar="S", help="(default: 30)")
@@ -67,6 +68,7 @@ def _mix(options: argparse.Namespace) -> Mix:
     width, height = options.size
     return Mix(
         route=options.route,
+        model=options.model,
         prompts=options.prompts,
         responses=options.responses,
         prompt_words=options.prompt_words,

@@ -25,7 +25,7 @@ class Mix:
 
     route: "score" sends one response a request, "rank" all responses to a prompt. images: sent once ahead and then by
     reference, with each request by value, or none. unique_images: every request has a picture that was never seen.
-    repeats: how often the same samples are sent.
+    repeats: how often the same samples are sent. model: which of the service's; None asks its first.
     """
 
     route: Route = "score"
@@ -39,6 +39,7 @@ class Mix:
     height: int = 252
     repeats: int = 1
     seed: int = 0
+    model: str | None = None
 
     @property
     def requests_a_round(self) -> int:
@@ -87,7 +88,7 @@ def picture(mix: Mix, name: str) -> bytes:
 
 def _item(mix: Mix, prompt: str, shared: bytes, responses: list[str], name: str) -> Item:
     image = None
-    body: dict[str, Any] = {"prompt": prompt}
+    body: dict[str, Any] = {"prompt": prompt} if mix.model is None else {"prompt": prompt, "model": mix.model}
     if mix.images != "none":
         image = picture(mix, f"{mix.seed}/unique/{name}") if mix.unique_images else shared
         body["images"] = [_source(mix.images, image)]

@@ -11,7 +11,7 @@ import httpx
 
 from beholder.checkpoint import read_checkpoint
 from beholder.client import AsyncRewardClient
-from beholder.errors import EngineUnavailable
+from beholder.errors import ConfigurationError, EngineUnavailable
 from beholder.local import trusted
 from beholder.offline.pipeline import scored_in_order
 from beholder.offline.scorers import EngineScorer, RecordScorer, ServiceScorer
@@ -46,11 +46,15 @@ class EngineBackend:
 
 
 class ServiceBackend:
-    """Scores with running services, which must all serve one checkpoint. Raises EngineUnavailable."""
+    """Scores with running services, which must all serve one checkpoint: as `model`, or as their first model.
 
-    def __init__(self, urls: Sequence[str], api_key: str | None = None) -> None:
+    Raises EngineUnavailable, ConfigurationError.
+    """
+
+    def __init__(self, urls: Sequence[str], api_key: str | None = None, model: str | None = None) -> None:
         self._urls = urls
         self._api_key = api_key
+        self._model = model
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -62,22 +66,36 @@ class ServiceBackend:
 
     async def _run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
         async with AsyncRewardClient(
-            self._urls, api_key=self._api_key, fingerprint=self.about["fingerprint"], max_concurrency=_CONNECTIONS
+            self._urls,
+            api_key=self._api_key,
+            fingerprint=self.about["fingerprint"],
+            model=self._model,
+            max_concurrency=_CONNECTIONS,
         ) as client:
             await drive(job.tasks(position), ServiceScorer(client), job.in_flight, accept)
 
     def _card(self) -> dict[str, Any]:
-        """What the first service that answers says about its checkpoint."""
+        """What the first service that answers says about the model."""
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         problem = ""
         for url in self._urls:
             try:
                 answer = httpx.get(f"{url.rstrip('/')}/models", headers=headers).raise_for_status().json()
-                card: dict[str, Any] = answer["models"][0]
-                return card
+                return _card_of(answer["models"], self._model)
             except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError) as error:
                 problem = f"{url}/models: {str(error).splitlines()[0]}"
         raise EngineUnavailable(f"{problem}: is a Beholder service running there?")
+
+
+def _card_of(cards: Sequence[dict[str, Any]], model: str | None) -> dict[str, Any]:
+    """Raises ConfigurationError where none is the `model`; IndexError where there are none."""
+    if model is None:
+        return cards[0]
+    for card in cards:
+        if model in (*card["names"], card["fingerprint"]):
+            return card
+    known = ", ".join(name for card in cards for name in card["names"])
+    raise ConfigurationError(f"--model {model}: the service has {known}")
 
 
 def about(settings: Settings) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def _add_score_file(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="load it here")
     source.add_argument("--url", action="append", metavar="URL", help="a running service; repeat for replicas")
+    parser.add_argument("--model", metavar="NAME", help="of the services' several; default: their first")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="the services' key")
     parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="of image paths (default: IN's folder)")
     parser.add_argument("--on-error", choices=("row", "stop"), default="row",
@@ -115,10 +116,12 @@ def _backend(options: argparse.Namespace) -> "Backend":
 
     if options.engines > 1 and (options.url or options.ray is not None):
         raise ConfigurationError("--engines loads them on this machine: give --checkpoint, and --ray-engines on Ray")
+    if options.model and not options.url:
+        raise ConfigurationError("--model names one of a service's models: give --url")
     if options.url:
         if options.ray is not None:
             raise ConfigurationError("--ray loads the checkpoint on the cluster: give --checkpoint, not --url")
-        return ServiceBackend(options.url, _api_key(options.api_key_file))
+        return ServiceBackend(options.url, _api_key(options.api_key_file), options.model)
     settings = _settings(options)
     if settings.chosen_engine == "fake":
         print("beholder: the fake engine's scores mean nothing", file=sys.stderr)
