@@ -23,7 +23,6 @@ from benchmarks.serving.samples import stock_items
 from benchmarks.stock_vllm import stock_server
 
 CONCURRENCY = 32
-WARM_PROMPTS = 8
 EQUAL_WITHIN = {"tiny": 1e-4, "80m": 0.5}
 """In bf16 the composition of batches moves a score."""
 
@@ -111,18 +110,16 @@ def contestants(checkpoint: Path, scratch: Path) -> Iterator[Contestants]:
         yield Contestants(service, stock, engine)
 
 
-def contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path, names: Sequence[str] = ()) -> dict[str, Rates]:
-    """The rates of the scenarios of these `names` (none: of all), after a few prompts to warm up.
+def contest(checkpoint: Path, mix: Mix, rounds: int, warm_prompts: int, scratch: Path) -> dict[str, Rates]:
+    """The rates of every scenario, after `warm_prompts` to warm up.
 
     Raises RuntimeError on a wrong or missing score.
     """
     found = {}
     with contestants(checkpoint, scratch) as players:
         for number, scenario in enumerate(scenarios(mix)):
-            if names and scenario.name not in names:
-                continue
             unseen = replace(scenario, mix=replace(scenario.mix, seed=number))
-            players.play(replace(unseen, mix=replace(unseen.mix, prompts=WARM_PROMPTS)), 0, Rates())
+            players.play(replace(unseen, mix=replace(unseen.mix, prompts=warm_prompts)), 0, Rates())
             rates = found[scenario.name] = Rates()
             for round_number in tqdm(range(1, rounds + 1), desc=f"{checkpoint.name} {scenario.name}", unit="round"):
                 players.play(replace(unseen, mix=replace(unseen.mix, seed=100 * number + round_number)), 0, rates)

@@ -6,19 +6,22 @@ base model, the head at the last token. Every contestant runs in this process, i
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
 from beholder.checkpoint import read_checkpoint
 from beholder.engine.choosing import create_engine
 from beholder.load_test.mix import Mix, items
+from beholder.modeling.inputs import PromptEncoder
 from beholder.modeling.reward_model import RewardModel
-from beholder.prompts import Prompt, PromptRenderer
+from beholder.modeling.scoring import score_prompts
+from beholder.prompts import Prompt, PromptRenderer, read_image_token_id
 from beholder.settings import load_settings
 from benchmarks.serving.samples import prompts_of
 
@@ -28,11 +31,16 @@ EQUAL_WITHIN = {torch.float32: 1e-4, torch.bfloat16: 0.5}
 
 @dataclass
 class Rates:
-    """Responses a second, a value a round."""
+    """Responses a second, a value a round.
+
+    less_arithmetic: floating-point operations of one by one to those of the engine: what the ratio of their rates
+    comes to where the arithmetic is all that takes time.
+    """
 
     engine: list[float] = field(default_factory=list)
     one_by_one: list[float] = field(default_factory=list)
     padded: list[float] = field(default_factory=list)
+    less_arithmetic: float = 1.0
 
 
 class PlainModel:
@@ -41,7 +49,7 @@ class PlainModel:
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         from transformers import AutoProcessor
 
-        self._model = RewardModel.from_checkpoint(folder, dtype)
+        self.model = RewardModel.from_checkpoint(folder, dtype)
         self._processor: Any = AutoProcessor.from_pretrained(folder)
         self.tokenizer = self._processor.tokenizer
         self.tokenizer.padding_side = "right"
@@ -52,9 +60,9 @@ class PlainModel:
         texts = [self.tokenizer.decode(prompt.token_ids) for prompt in prompts]
         pictures = [image.pixels for prompt in prompts for image in prompt.images]
         inputs = self._processor(text=texts, images=pictures, padding=True, return_tensors="pt")
-        hidden = self._model.backbone(**inputs, use_cache=False).last_hidden_state
+        hidden = self.model.backbone(**inputs, use_cache=False).last_hidden_state
         last = inputs["attention_mask"].sum(dim=1) - 1
-        rewards: list[float] = self._model.score(hidden[torch.arange(len(texts)), last].float()).squeeze(-1).tolist()
+        rewards: list[float] = self.model.score(hidden[torch.arange(len(texts)), last].float()).squeeze(-1).tolist()
         return rewards
 
 
@@ -83,12 +91,33 @@ async def _measure(folder: Path, mix: Mix, rounds: int, sample_every: int) -> Ra
         padded_rate, padded = _timed(plain, [part[start : start + BATCH] for start in range(0, len(part), BATCH)])
         known = {id(prompt): score.logit for prompt, score in zip(prompts, scores, strict=True)}
         _require_equal([known[id(prompt)] for prompt in part], alone, padded, EQUAL_WITHIN[dtype])
-        if number:  # the first one warms up
+        if number == 0:  # warms up
+            rates.less_arithmetic = _less_arithmetic(folder, plain, groups[0])
+        else:
             rates.engine.append(engine_rate)
             rates.one_by_one.append(alone_rate)
             rates.padded.append(padded_rate)
     await engine.stop()
     return rates
+
+
+def _less_arithmetic(folder: Path, plain: PlainModel, prompts: Sequence[Prompt]) -> float:
+    """See Rates, for the responses to one prompt."""
+    encoder = PromptEncoder.from_folder(folder, read_image_token_id(folder))
+    alone = _operations(lambda: [plain.score([prompt]) for prompt in prompts])
+    return alone / _operations(lambda: score_prompts(plain.model, encoder, prompts))
+
+
+def _operations(compute: Callable[[], object]) -> int:
+    """Of the matrix products and the attention."""
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's own table lacks
+    with FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_operations}) as counter:
+        compute()
+    return counter.get_total_flops()
+
+
+def _attention_operations(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _timed(plain: PlainModel, batches: Sequence[Sequence[Prompt]]) -> tuple[float, list[float]]:
