@@ -73,6 +73,8 @@ def _contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path, details: di
     found = {}
     for name, rates in contest.contest(checkpoint, mix, rounds, PLANS[checkpoint.name].warm_prompts, scratch).items():
         details[f"{checkpoint.name}_{name}"] = asdict(rates)
+        tokens = f"{rates.service_tokens} tokens computed, {rates.alone_tokens} by the engine alone"
+        print(f"{checkpoint.name} {name}: {tokens}", flush=True)
         found[f"{checkpoint.name}_{name}_vs_alone"] = ratio(rates.service, rates.alone)
         if rates.stock:
             found[f"{checkpoint.name}_{name}_vs_stock"] = ratio(rates.service, rates.stock)
@@ -82,7 +84,7 @@ def _contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path, details: di
 def _transformers(checkpoint: Path, mix: Mix, rounds: int, details: dict[str, Any]) -> dict[str, Ratio]:
     rates = hugging_face.measure(checkpoint, mix, rounds, PLANS[checkpoint.name].plain_every)
     details[f"{checkpoint.name}_transformers"] = asdict(rates)
-    print(f"{checkpoint.name} transformers engine: {rates.less_arithmetic:.2f} times less arithmetic than one by one")
+    print(f"{checkpoint.name} transformers engine: one by one takes {rates.less_arithmetic:.2f} times the arithmetic")
     return _printed(
         {
             f"{checkpoint.name}_transformers_vs_one_by_one": ratio(rates.engine, rates.one_by_one),

@@ -48,13 +48,18 @@ def scenarios(mix: Mix) -> list[Scenario]:
 
 @dataclass
 class Rates:
-    """Samples a second, a value a round; `client_cpu`: the load generator's share of a core."""
+    """Samples a second, a value a round; `client_cpu`: the load generator's share of a core.
+
+    Tokens that service and engine alone computed, in all rounds: those that they found in the prefix cache are not.
+    """
 
     service: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
     stock: list[float] = field(default_factory=list)
     client_cpu: list[float] = field(default_factory=list)
     greatest_difference: float = 0.0
+    service_tokens: int = 0
+    alone_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,13 @@ class Contestants:
         at_a_time = max(1, self.concurrency // requests[0].samples)
         alone = self.engine.measure(scenario.mix, round_number, at_a_time)
         rates.alone.append(alone["samples_per_second"])
+        rates.alone_tokens += alone["computed_tokens"]
         if scenario.mix.images == "reference":
             pictures = dict.fromkeys(item.image for item in requests if item.image)
             asyncio.run(send_ahead(self.service, pictures))
         run = send_checked(self.service, requests, at_a_time)
         rates.service.append(rate_of(run))
+        rates.service_tokens += computed_tokens(run)
         rates.client_cpu.append(run.cpu_s / run.seconds)
         rates.greatest_difference = max(rates.greatest_difference, score_difference(requests, run, alone["logits"]))
         if scenario.against_stock:
@@ -140,6 +147,12 @@ def send_checked(url: str, requests: list[Item], concurrency: int) -> Run:
 def rate_of(run: Run) -> float:
     """Samples a second."""
     return sum(outcome.item.samples for outcome in run.outcomes) / run.seconds
+
+
+def computed_tokens(run: Run) -> int:
+    """Of the service's answers."""
+    usages = [json.loads(outcome.body)["usage"] for outcome in run.outcomes]
+    return sum(usage["prompt_tokens"] - usage["cached_tokens"] for usage in usages)
 
 
 def score_difference(requests: Sequence[Item], run: Run, logits: Sequence[float]) -> float:

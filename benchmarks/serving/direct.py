@@ -38,7 +38,10 @@ class Direct:
         self._log = log
 
     def measure(self, mix: Mix, round_number: int, concurrency: int) -> dict[str, Any]:
-        """`samples_per_second`, and the `logits` of the round's samples in order; requests at a time: `concurrency`."""
+        """`samples_per_second`, `computed_tokens`, and the `logits` of the round's samples in order.
+
+        Requests at a time: `concurrency`.
+        """
         answer: dict[str, Any] = self._ask([asdict(mix), round_number, concurrency])
         return answer
 
@@ -137,19 +140,23 @@ async def _answer(question: Any, engine: Any, renderer: PromptRenderer, checkpoi
     mix, round_number, concurrency = question
     groups = [prompts_of(renderer, item) for item in items(Mix(**mix), round_number)]
     started = time.perf_counter()
-    logits = await _score_all(engine, groups, concurrency)
-    return {"samples_per_second": len(logits) / (time.perf_counter() - started), "logits": logits}
+    scores = await _score_all(engine, groups, concurrency)
+    return {
+        "samples_per_second": len(scores) / (time.perf_counter() - started),
+        "computed_tokens": sum(score.prompt_tokens - score.cached_tokens for score in scores),
+        "logits": [score.logit for score in scores],
+    }
 
 
-async def _score_all(engine: _Scorer, groups: Sequence[list[Prompt]], concurrency: int) -> list[float]:
+async def _score_all(engine: _Scorer, groups: Sequence[list[Prompt]], concurrency: int) -> list[EngineScore]:
     """In order; `concurrency` groups at a time."""
     slots = asyncio.Semaphore(concurrency)
 
-    async def score_group(group: list[Prompt]) -> list[float]:
+    async def score_group(group: list[Prompt]) -> list[EngineScore]:
         async with slots:
-            return [score.logit for score in await asyncio.gather(*map(engine.score, group))]
+            return await asyncio.gather(*map(engine.score, group))
 
-    return [logit for logits in await asyncio.gather(*map(score_group, groups)) for logit in logits]
+    return [score for scores in await asyncio.gather(*map(score_group, groups)) for score in scores]
 
 
 def main() -> None:

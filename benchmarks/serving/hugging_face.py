@@ -113,7 +113,7 @@ def _operations(compute: Callable[[], object]) -> int:
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's own table lacks
     with FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_operations}) as counter:
         compute()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _attention_operations(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
