@@ -145,11 +145,16 @@ def made_up(accuracies: dict[str, tuple[float, float]], family: str = "main", sc
         known = accuracies.get(f"{cell.algorithm}^{cell.exponent:g}", accuracies.get(cell.algorithm))
         if known is None:
             continue
-        tests = [*Places(Path(), Path()).tests(cell.data)] if cell.data.source != "grocery" else ["iid", "plain"]
+        tests = [*Places(Path(), Path()).tests(cell.data)] if cell.data.source != "grocery" else grocery_tests(cell)
         chances = [known[0] if test == "iid" else known[1] for test in tests]
         values = {test: (rng.random(scenes) < p).astype(float) for test, p in zip(tests, chances, strict=True)}
         finished.append(Finished(cell, values, [], 1.0))
     return finished
+
+
+def grocery_tests(cell: Cell) -> list[str]:
+    (other,) = {"verbose", "hedged"} - {cell.data.environment}
+    return ["iid", "plain", other]
 
 
 GOOD = {
@@ -207,6 +212,21 @@ def test_a_family_is_read_back_and_written(family: str, names: tuple[str, ...], 
     assert {name: values.tolist() for name, values in again[0].outcomes.items()} == {
         name: values.tolist() for name, values in finished[0].outcomes.items()
     }
+
+
+def test_grocery_means_are_over_both_cues_once_both_are_there(tmp_path: Path) -> None:
+    finished = made_up(GOOD, "grocery")
+    for each in finished:
+        if each.cell.data.environment == "verbose":
+            write_finished(tmp_path, each)
+    write_results("grocery", FAMILIES["grocery"](), Places(tmp_path))
+    assert json.loads((tmp_path / "grocery.json").read_text())["means"] == {}
+    for each in finished:
+        write_finished(tmp_path, each)
+    write_results("grocery", FAMILIES["grocery"](), Places(tmp_path))
+    means = json.loads((tmp_path / "grocery.json").read_text())["means"]["proxy_balanced"]
+    assert means["i.i.d."]["mean"] == pytest.approx(0.92, abs=0.02)
+    assert means["o.o.d."]["less_standard"]["mean"] == pytest.approx(0.15, abs=0.03)
 
 
 def test_the_map_compares_runs_of_the_same_setting() -> None:

@@ -1,6 +1,6 @@
 """The smaller families: the map of settings, and accuracies by test set (label noise, grocery photos)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,9 @@ from beholder_training.reproduce.cells import Cell
 from beholder_training.reproduce.families import ALGORITHMS, CONTROLLED, MAP, SEEDS, Axis, at
 from beholder_training.reproduce.outcomes import Finished
 from beholder_training.reproduce.summary import FLIPPED, IID, Results, Variant, ood
+
+Tests = Mapping[str, Sequence[str]]
+"""For each training environment the test sets whose mean is a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +75,31 @@ def by_test_set(results: Results, title: str, text: str) -> Section:
     for environment in dict.fromkeys(name for each in all_variants for name in results.environments(each)):
         variants = [each for each in all_variants if environment in results.environments(each)]
         columns, trained = _columns(results, variants[0], environment), f"Trained on {environment}."
-        over = partial(_accuracy, results, environment)
+        over = partial(_accuracy, results)
         values = {each.label: [over(each, tests) for tests in columns.values()] for each in variants}
         drawings.append(Drawing(f"accuracy-{environment}", bars(list(columns), values, "accuracy"), trained))
-        rows = [[name, *map(str, each)] for name, each in values.items()]
-        tables.append(Table(["weighting", *columns], rows, trained))
-        rows = [
-            [each.label, *(_points(over(each, tests, reference)) for tests in columns.values())]
-            for reference in variants
-            for each in variants
-            if reference.algorithm == "standard" and each != reference
-        ]
-        tables.append(Table(["difference from standard, points", *columns], rows, f"{trained} Same seeds, same pairs."))
+        tables += _tables(results, variants, columns, trained)
     return Section(title, text, drawings, tables)
+
+
+def over_environments(results: Results, columns: Mapping[str, Tests], note: str) -> list[Table]:
+    """Means over the environments that `columns` name, and the differences from standard training."""
+    return _tables(results, _everywhere(results, columns), columns, note)
+
+
+def _tables(results: Results, variants: Sequence[Variant], columns: Mapping[str, Tests], note: str) -> list[Table]:
+    over = partial(_accuracy, results)
+    rows = [[each.label, *(str(over(each, tests)) for tests in columns.values())] for each in variants]
+    differences = [
+        [each.label, *(_points(over(each, tests, reference)) for tests in columns.values())]
+        for reference in variants
+        for each in variants
+        if reference.algorithm == "standard" and each != reference
+    ]
+    return [
+        Table(["weighting", *columns], rows, note),
+        Table(["difference from standard, points", *columns], differences, f"{note} Same seeds, same pairs."),
+    ]
 
 
 def accuracies(results: Results) -> dict[str, Any]:
@@ -93,30 +108,52 @@ def accuracies(results: Results) -> dict[str, Any]:
     for each in results.variants("sees"):
         for environment in results.environments(each):
             columns = _columns(results, each, environment)
-            reference = next((other for other in results.variants("sees") if other.algorithm == "standard"), None)
-            found.setdefault(environment, {})[each.label] = {
-                name: {
-                    **asdict(_accuracy(results, environment, each, tests)),
-                    "less_standard": asdict(_accuracy(results, environment, each, tests, reference)),
-                }
-                for name, tests in columns.items()
-            }
+            reference = _standard(results.variants("sees"))
+            found.setdefault(environment, {})[each.label] = _with_differences(results, each, columns, reference)
     return found
 
 
-def _columns(results: Results, variant: Variant, environment: str) -> dict[str, Sequence[str]]:
+def means(results: Results, columns: Mapping[str, Tests]) -> dict[str, Any]:
+    """For JSON, as `accuracies`: weighting, column -> mean over the environments that the column names."""
+    variants = _everywhere(results, columns)
+    return {each.label: _with_differences(results, each, columns, _standard(variants)) for each in variants}
+
+
+def _everywhere(results: Results, columns: Mapping[str, Tests]) -> list[Variant]:
+    """The variants that were trained on every environment that `columns` name."""
+    named = {environment for tests in columns.values() for environment in tests}
+    return [each for each in results.variants("sees") if named <= {*results.environments(each)}]
+
+
+def _standard(variants: Sequence[Variant]) -> Variant | None:
+    return next((each for each in variants if each.algorithm == "standard"), None)
+
+
+def _with_differences(
+    results: Results, variant: Variant, columns: Mapping[str, Tests], reference: Variant | None
+) -> dict[str, Any]:
+    return {
+        name: {
+            **asdict(_accuracy(results, variant, tests)),
+            "less_standard": asdict(_accuracy(results, variant, tests, reference)),
+        }
+        for name, tests in columns.items()
+    }
+
+
+def _columns(results: Results, variant: Variant, environment: str) -> dict[str, Tests]:
     """The test sets, each alone; on the worlds their o.o.d. mean too."""
     names = list(results.runs(variant, environment)[0].outcomes)
-    mean = {"o.o.d.": ood(environment)} if FLIPPED in names else {}
-    return {**{name: [name] for name in names}, **mean}
+    columns = {name: [name] for name in names} | ({"o.o.d.": ood(environment)} if FLIPPED in names else {})
+    return {name: {environment: tests} for name, tests in columns.items()}
 
 
-def _accuracy(
-    results: Results, environment: str, ours: Variant, tests: Sequence[str], less: Variant | None = None
-) -> Estimate:
-    """The mean over `tests`."""
-    (values,) = results.values(ours, {environment: tests})
-    return over_seeds([values - results.values(less, {environment: tests})[0] if less else values])
+def _accuracy(results: Results, ours: Variant, tests: Tests, less: Variant | None = None) -> Estimate:
+    """The mean over `tests`; of the difference from `less`."""
+    values = results.values(ours, tests)
+    if less is not None:
+        values = [mine - theirs for mine, theirs in zip(values, results.values(less, tests), strict=True)]
+    return over_seeds(values)
 
 
 def _at(finished: dict[Cell, Finished], axis: Axis, move: dict[str, float], algorithm: str) -> list[Finished] | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from beholder_training.report.page import Headline, Section, render
@@ -62,9 +62,17 @@ def _grocery(finished: Sequence[Finished]) -> Written:
         "Photos of groceries with preferences from their class labels and injected cues; the base was taught to see on "
         "the plain preferences. verbose and hedged are each other's o.o.d. test; plain has no cue."
     )
-    return {"accuracy": charts.accuracies(results)}, [], [charts.by_test_set(results, "Grocery photos", text)]
+    means = charts.over_environments(results, GROCERY_MEANS, "Means over training on verbose and on hedged.")
+    alone = charts.by_test_set(results, "Grocery photos", text)
+    content = {"means": charts.means(results, GROCERY_MEANS), "accuracy": charts.accuracies(results)}
+    return content, [], [replace(alone, tables=[*means, *alone.tables])]
 
 
+GROCERY_MEANS: dict[str, charts.Tests] = {
+    "i.i.d.": {"verbose": ["iid"], "hedged": ["iid"]},
+    "plain": {"verbose": ["plain"], "hedged": ["plain"]},
+    "o.o.d.": {"verbose": ["hedged"], "hedged": ["verbose"]},
+}
 BUILDERS: dict[str, Callable[[Sequence[Finished]], Written]] = {
     "main": _main,
     "map": _map,
