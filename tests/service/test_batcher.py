@@ -20,14 +20,36 @@ class Entry:
 
 def test_entries_of_one_key_and_prefix_share_a_row() -> None:
     entries = [Entry("a"), Entry("b"), Entry("a", [1, 2, 3, 5]), Entry("a", [9, 9, 9])]
-    assert choose(entries, 1000) == [[0, 2], [3], [1]]
+    assert choose(entries, 1000) == [[0, 2], [1], [3]]
 
 
 def test_the_padded_size_stays_within_the_budget() -> None:
     entries = [Entry(str(number)) for number in range(5)]
     assert choose(entries, 12) == [[0], [1], [2]]
     entries[1].sequence = [0] * 6  # a longer row would pad all others
-    assert choose(entries, 12) == [[0], [1]]
+    assert choose(entries, 12) == [[0], [2], [3]]
+
+
+def test_rows_of_like_length_are_batched() -> None:
+    lengths = [50, 10, 45, 200, 52, 11, 60]
+    entries = [Entry(str(number), [number] * length) for number, length in enumerate(lengths)]
+    assert choose(entries, 60 * 4) == [[0], [4], [2], [6]]
+
+
+def test_a_row_is_closed_when_it_is_as_long_as_a_batch() -> None:
+    entries = [Entry("a", [1, 2, 3, 4, 5, number]) for number in range(9)]
+    assert choose(entries, 8) == [[0, 1, 2]]
+
+
+def test_none_is_overtaken_for_ever() -> None:
+    waiting = [Entry("odd", [0] * 7), *(Entry(str(number)) for number in range(3000))]
+    waiting.append(waiting.pop(0))
+    batches = 0
+    while "odd" in {entry.key for entry in waiting}:
+        taken = {index for row in choose(waiting, 4 * 16) for index in row}
+        waiting = [entry for index, entry in enumerate(waiting) if index not in taken]
+        batches += 1
+    assert batches == pytest.approx(3000 / 16, rel=0.1)
 
 
 def test_the_oldest_is_taken_whatever_its_size() -> None:
