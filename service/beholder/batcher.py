@@ -1,31 +1,17 @@
-"""A queue whose entries are scored in batches that share prefixes, of rows of like length, bounded by padded tokens.
+"""A queue whose entries are scored in batches of rows (rows.py), bounded by padded tokens.
 
-No torch here: an entry is a token sequence with a key (what it may share: its images), and `run` scores rows of entries
-to be packed. The batch is made when the engine is free, so under load batches grow by themselves; when idle,
-`patience_s` is how long the first entry waits for company.
+No torch here: `run` scores rows of entries to be packed. The batch is made when the engine is free, so under load
+batches grow by themselves; when idle, `patience_s` is how long the first entry waits for company.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from beholder.engine import Activity
 from beholder.errors import EngineError, EngineUnavailable
-
-WINDOW: Final = 256
-"""Entries that wait longest, of which a batch is made: enough to find rows of one length."""
-
-
-class Entry(Protocol):
-    """What is queued. Entries of one key whose sequences begin alike can be computed together."""
-
-    @property
-    def key(self) -> Hashable: ...
-
-    @property
-    def sequence(self) -> list[int]: ...
-
+from beholder.rows import Entry, choose
 
 E = TypeVar("E", bound=Entry)
 R = TypeVar("R")
@@ -131,62 +117,3 @@ def _fail(batch: Sequence[_Waiting[Any, Any]], error: BaseException) -> None:
     for waiting in batch:
         if not waiting.result.done():
             waiting.result.set_exception(error)
-
-
-@dataclass(slots=True)
-class _Row:
-    """Entries (by index) to be packed behind the prefix that they share with the first; `length` is then the row's."""
-
-    first: list[int]
-    members: list[int]
-    length: int
-
-
-def choose(entries: Sequence[Entry], max_tokens: int) -> list[list[int]]:
-    """The rows (indices) of the next batch: the oldest entry's, then those that are nearest to it in length.
-
-    Entries stand in one row where they share the key and at least half of their tokens. The padded size (rows times
-    the longest row) stays within `max_tokens`; the oldest entry is taken whatever its size. Only the `WINDOW` oldest
-    entries compete, and the oldest always wins: one that is unlike all others waits for at most so many batches.
-    """
-    rows = _rows(entries[:WINDOW], max_tokens)
-    if not rows:
-        return []
-    oldest = next(row for row in rows if 0 in row.members)
-    batch, longest = [oldest], oldest.length
-    for row in sorted(rows, key=lambda row: (abs(row.length - oldest.length), min(row.members))):
-        padded = max(longest, row.length)
-        if row is not oldest and padded * (len(batch) + 1) <= max_tokens:
-            batch.append(row)
-            longest = padded
-    return [row.members for row in batch]
-
-
-def _rows(entries: Sequence[Entry], max_tokens: int) -> list[_Row]:
-    """All entries in rows of at most `max_tokens`; in lexical order those that begin alike stand beside each other."""
-    numbers: dict[Hashable, int] = {}
-    keys = [numbers.setdefault(entry.key, len(numbers)) for entry in entries]
-    rows: dict[int, list[_Row]] = {key: [] for key in keys}
-    for index in sorted(range(len(entries)), key=lambda index: (keys[index], entries[index].sequence)):
-        sequence, of_key = entries[index].sequence, rows[keys[index]]
-        if of_key:
-            shared = _common(of_key[-1].first, sequence)
-            length = of_key[-1].length + len(sequence) - shared
-            if shared * 2 >= len(sequence) and length <= max_tokens:
-                of_key[-1].members.append(index)
-                of_key[-1].length = length
-                continue
-        of_key.append(_Row(sequence, [index], len(sequence)))
-    return [row for of_key in rows.values() for row in of_key]
-
-
-def _common(first: list[int], second: list[int]) -> int:
-    """How many tokens both begin with; by halves, since comparing slices is quicker than comparing tokens."""
-    known, limit = 0, min(len(first), len(second))
-    while known < limit:
-        middle = (known + limit + 1) // 2
-        if first[known:middle] == second[known:middle]:
-            known = middle
-        else:
-            limit = middle - 1
-    return known

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from beholder.batcher import Batcher, choose
+from beholder.batcher import Batcher
 from beholder.errors import EngineError, EngineUnavailable
+from beholder.rows import choose
 
 pytestmark = pytest.mark.anyio
 

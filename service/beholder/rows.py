@@ -1,0 +1,80 @@
+"""Which entries of a queue make the next batch: rows that share a prefix, of like length. Pure.
+
+An entry is a token sequence with a key: what it may share, its images.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+WINDOW: Final = 256
+"""Entries that wait longest, of which a batch is made: enough to find rows of one length."""
+
+
+class Entry(Protocol):
+    """What is queued. Entries of one key whose sequences begin alike can be computed together."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+    @property
+    def sequence(self) -> list[int]: ...
+
+
+@dataclass(slots=True)
+class _Row:
+    """Entries (by index) to be packed behind the prefix that they share with the first; `length` is then the row's."""
+
+    first: list[int]
+    members: list[int]
+    length: int
+
+
+def choose(entries: Sequence[Entry], max_tokens: int) -> list[list[int]]:
+    """The rows (indices) of the next batch: the oldest entry's, then those that are nearest to it in length.
+
+    Entries stand in one row where they share the key and at least half of their tokens. The padded size (rows times
+    the longest row) stays within `max_tokens`; the oldest entry is taken whatever its size. Only the `WINDOW` oldest
+    entries compete, and the oldest always wins: one that is unlike all others waits for at most so many batches.
+    """
+    rows = _rows(entries[:WINDOW], max_tokens)
+    if not rows:
+        return []
+    oldest = next(row for row in rows if 0 in row.members)
+    batch, longest = [oldest], oldest.length
+    for row in sorted(rows, key=lambda row: (abs(row.length - oldest.length), min(row.members))):
+        padded = max(longest, row.length)
+        if row is not oldest and padded * (len(batch) + 1) <= max_tokens:
+            batch.append(row)
+            longest = padded
+    return [row.members for row in batch]
+
+
+def _rows(entries: Sequence[Entry], max_tokens: int) -> list[_Row]:
+    """All entries in rows of at most `max_tokens`; in lexical order those that begin alike stand beside each other."""
+    numbers: dict[Hashable, int] = {}
+    keys = [numbers.setdefault(entry.key, len(numbers)) for entry in entries]
+    rows: dict[int, list[_Row]] = {key: [] for key in keys}
+    for index in sorted(range(len(entries)), key=lambda index: (keys[index], entries[index].sequence)):
+        sequence, of_key = entries[index].sequence, rows[keys[index]]
+        if of_key:
+            shared = _common(of_key[-1].first, sequence)
+            length = of_key[-1].length + len(sequence) - shared
+            if shared * 2 >= len(sequence) and length <= max_tokens:
+                of_key[-1].members.append(index)
+                of_key[-1].length = length
+                continue
+        of_key.append(_Row(sequence, [index], len(sequence)))
+    return [row for of_key in rows.values() for row in of_key]
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """How many tokens both begin with; by halves, since comparing slices is quicker than comparing tokens."""
+    known, limit = 0, min(len(first), len(second))
+    while known < limit:
+        middle = (known + limit + 1) // 2
+        if first[known:middle] == second[known:middle]:
+            known = middle
+        else:
+            limit = middle - 1
+    return known
