@@ -72,11 +72,14 @@ def items(tiny_base: Path, records: list[Record]) -> list[Item]:
     return Collator(Branch.from_base(str(tiny_base)), None)(list(enumerate(records[:6])))["items"]
 
 
-def test_split_keeps_the_order_and_the_budget(items: list[Item]) -> None:
+def test_split_sorts_by_length_and_keeps_the_budget(items: list[Item]) -> None:
     assert [len(part) for part in split(items, prompts=4)] == [4, 2]
     budget = 2 * max(item.length for item in items)
     parts = split(items, prompts=4, token_budget=budget)
-    assert [item.index for part in parts for item in part] == [0, 1, 2, 3, 4, 5]
+    lengths = [item.length for part in parts for item in part]
+    assert lengths == sorted((item.length for item in items), reverse=True)
+    assert len(set(lengths)) > 1
+    assert {item.index for part in parts for item in part} == {0, 1, 2, 3, 4, 5}
     assert all(len(part) * max(item.length for item in part) <= budget for part in parts)
 
 

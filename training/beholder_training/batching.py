@@ -87,12 +87,13 @@ class Indexed(torch.utils.data.Dataset[tuple[int, Record]]):
 
 
 def split(items: Sequence[Item], prompts: int, token_budget: int = 0) -> list[list[Item]]:
-    """`items` in order, in parts of at most `prompts` items and `token_budget` tokens with padding (0: no limit).
+    """`items` in parts of at most `prompts` items and `token_budget` tokens with padding (0: no limit).
 
-    An item above the budget is a part of its own: nothing is cut off.
+    Those of like length stand together, so that little is padded; the longest come first, so that memory that does not
+    suffice shows at once. An item above the budget is a part of its own: nothing is cut off.
     """
     parts: list[list[Item]] = []
-    for item in items:
+    for item in sorted(items, key=lambda item: item.length, reverse=True):
         part = [*parts[-1], item] if parts else [item]
         if parts and len(part) <= prompts and (not token_budget or _tokens(part) <= token_budget):
             parts[-1] = part
