@@ -32,12 +32,11 @@ from typing import Any
 
 import torch
 
-from beholder.concurrency import share_interpreter
 from beholder.engine import EngineScore, score_group
 from beholder.errors import BeholderError
 from beholder.images import load_image_file
 from beholder.local import trusted
-from beholder.offline.backends import with_small_caches
+from beholder.offline.backends import share_interpreter, with_small_caches
 from beholder.offline.engines import EnginesBackend
 from beholder.offline.scoring import Job, Position, score_file
 from beholder.prompts import Prompt, single_turn

@@ -1,21 +1,10 @@
-"""Waiting for several coroutines at once, and threads that do not wait for each other long."""
+"""Waiting for several coroutines at once."""
 
 import asyncio
-import sys
 from collections.abc import Coroutine, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-_SWITCH_S: Final = 0.0005
-
-
-def share_interpreter() -> None:
-    """Threads of this process take turns sooner.
-
-    Preparing a sample is Python in a thread. After each operation on a socket or a tensor the event loop, or the thread
-    of the model's forward, waits for its turn, by default up to 5 ms.
-    """
-    sys.setswitchinterval(_SWITCH_S)
 
 
 async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

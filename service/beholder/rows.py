@@ -9,6 +9,11 @@ from typing import Final, Protocol
 
 WINDOW: Final = 256
 """Entries that wait longest, of which a batch is made: enough to find rows of one length."""
+LEAST_SHARED: Final = 8
+"""Entries stand in one row where they share at least one of so many of their tokens: an image, or more than a template.
+
+What is shared is computed once, and its image encoded once, which pays even where responses are long.
+"""
 
 
 class Entry(Protocol):
@@ -33,9 +38,9 @@ class _Row:
 def choose(entries: Sequence[Entry], max_tokens: int) -> list[list[int]]:
     """The rows (indices) of the next batch: the oldest entry's, then those that are nearest to it in length.
 
-    Entries stand in one row where they share the key and at least half of their tokens. The padded size (rows times
-    the longest row) stays within `max_tokens`; the oldest entry is taken whatever its size. Only the `WINDOW` oldest
-    entries compete, and the oldest always wins: one that is unlike all others waits for at most so many batches.
+    Entries stand in one row where they share the key and a part of their tokens (LEAST_SHARED). The padded size (rows
+    times the longest row) stays within `max_tokens`; the oldest entry is taken whatever its size. Only the `WINDOW`
+    oldest entries compete, and the oldest always wins: one that is unlike all others waits for at most so many batches.
     """
     rows = _rows(entries[:WINDOW], max_tokens)
     if not rows:
@@ -60,7 +65,7 @@ def _rows(entries: Sequence[Entry], max_tokens: int) -> list[_Row]:
         if of_key:
             shared = _common(of_key[-1].first, sequence)
             length = of_key[-1].length + len(sequence) - shared
-            if shared * 2 >= len(sequence) and length <= max_tokens:
+            if shared * LEAST_SHARED >= len(sequence) and length <= max_tokens:
                 of_key[-1].members.append(index)
                 of_key[-1].length = length
                 continue

@@ -18,7 +18,6 @@ from fastapi import FastAPI
 
 from beholder import request_log
 from beholder.app import create_app
-from beholder.concurrency import share_interpreter
 from beholder.connection import limited
 from beholder.errors import ConfigurationError
 from beholder.lifecycle import Lifecycle
@@ -50,7 +49,6 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
     host, port = listener.getsockname()[:2]
     _log.info("listening on http://%s:%d", host, port)
     server = make_server(app, settings)
-    share_interpreter()
     server.run(sockets=[listener])
     return 1 if server.failed else 0
 

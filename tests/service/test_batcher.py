@@ -37,6 +37,11 @@ def test_rows_of_like_length_are_batched() -> None:
     assert choose(entries, 60 * 4) == [[0], [4], [2], [6]]
 
 
+def test_long_responses_share_a_row_for_a_picture_and_not_for_a_template() -> None:
+    entries = [Entry("a", [1] * shared + [number] * 300) for shared in (60, 20) for number in (2, 3)]
+    assert choose(entries, 5000) == [[0, 1], [2], [3]]
+
+
 def test_a_row_is_closed_when_it_is_as_long_as_a_batch() -> None:
     entries = [Entry("a", [1, 2, 3, 4, 5, number]) for number in range(9)]
     assert choose(entries, 8) == [[0, 1, 2]]
