@@ -76,6 +76,7 @@ def test_split_sorts_by_length_and_keeps_the_budget(items: list[Item]) -> None:
     assert [len(part) for part in split(items, prompts=4)] == [4, 2]
     budget = 2 * max(item.length for item in items)
     parts = split(items, prompts=4, token_budget=budget)
+    assert [item.index for item in split(items, prompts=6)[0]] == [0, 1, 2, 3, 4, 5]
     lengths = [item.length for part in parts for item in part]
     assert lengths == sorted((item.length for item in items), reverse=True)
     assert len(set(lengths)) > 1

@@ -89,14 +89,20 @@ class Indexed(torch.utils.data.Dataset[tuple[int, Record]]):
 def split(items: Sequence[Item], prompts: int, token_budget: int = 0) -> list[list[Item]]:
     """`items` in parts of at most `prompts` items and `token_budget` tokens with padding (0: no limit).
 
-    Those of like length stand together, so that little is padded; the longest come first, so that memory that does not
-    suffice shows at once. An item above the budget is a part of its own: nothing is cut off.
+    One part keeps their order. In several, those of like length stand together, so that little is padded, and the
+    longest come first, so that memory that does not suffice shows at once. An item above the budget is a part of its
+    own: nothing is cut off.
     """
+
+    def fits(part: Sequence[Item]) -> bool:
+        return len(part) <= prompts and (not token_budget or _tokens(part) <= token_budget)
+
+    if fits(items):
+        return [list(items)]
     parts: list[list[Item]] = []
     for item in sorted(items, key=lambda item: item.length, reverse=True):
-        part = [*parts[-1], item] if parts else [item]
-        if parts and len(part) <= prompts and (not token_budget or _tokens(part) <= token_budget):
-            parts[-1] = part
+        if parts and fits([*parts[-1], item]):
+            parts[-1].append(item)
         else:
             parts.append([item])
     return parts
