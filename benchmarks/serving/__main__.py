@@ -1,6 +1,6 @@
 """How fast the service scores, and what it does under more load than it can answer.
 
-    python -m benchmarks.serving                            everything: about 40 minutes on 2 cores
+    python -m benchmarks.serving                            everything: about 30 minutes on 2 cores
     python -m benchmarks.serving --sizes tiny --rounds 3 --overload-seconds 0
 
 In one run on one machine: the service over HTTP, vLLM's AsyncLLM called directly and stock vLLM's /classify score the

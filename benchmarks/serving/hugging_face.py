@@ -33,8 +33,8 @@ EQUAL_WITHIN = {torch.float32: 1e-4, torch.bfloat16: 0.5}
 class Rates:
     """Responses a second, a value a round.
 
-    less_arithmetic: floating-point operations of one by one to those of the engine: what the ratio of their rates
-    comes to where the arithmetic is all that takes time.
+    less_arithmetic: floating-point operations of one by one to those of one packed forward: what the ratio of the rates
+    comes to where everything is packed and the arithmetic is all that takes time.
     """
 
     engine: list[float] = field(default_factory=list)

@@ -9,8 +9,8 @@ from typing import Final, Protocol
 
 WINDOW: Final = 256
 """Entries that wait longest, of which a batch is made: enough to find rows of one length."""
-LEAST_SHARED: Final = 8
-"""Entries stand in one row where they share at least one of so many of their tokens: an image, or more than a template.
+LEAST_SHARED: Final = 1 / 8
+"""The part of its tokens that an entry shares with a row that it joins: an image or a question, not a template alone.
 
 What is shared is computed once, and its image encoded once, which pays even where responses are long.
 """
@@ -65,7 +65,7 @@ def _rows(entries: Sequence[Entry], max_tokens: int) -> list[_Row]:
         if of_key:
             shared = _common(of_key[-1].first, sequence)
             length = of_key[-1].length + len(sequence) - shared
-            if shared * LEAST_SHARED >= len(sequence) and length <= max_tokens:
+            if shared >= LEAST_SHARED * len(sequence) and length <= max_tokens:
                 of_key[-1].members.append(index)
                 of_key[-1].length = length
                 continue
