@@ -14,9 +14,17 @@ import pytest
 from PIL import Image
 
 from beholder.checkpoint import Checkpoint
+from beholder.engine import EngineScore
 from beholder.engine.choosing import create_engine
 from beholder.engine.vllm import VllmEngine, _read
-from beholder.engine.vllm_loading import ONE_PROCESS, _check_image_backend, core_environment, engine_arguments
+from beholder.engine.vllm_loading import (
+    CPU_DEFAULTS,
+    ONE_PROCESS,
+    WAITING,
+    _check_image_backend,
+    core_environment,
+    engine_arguments,
+)
 from beholder.errors import (
     ConfigurationError,
     EngineError,
@@ -27,7 +35,7 @@ from beholder.errors import (
 )
 from beholder.golden import require_passed, score_golden
 from beholder.images import LoadedImage, load_image, load_image_file
-from beholder.prompts import PromptRenderer, single_turn
+from beholder.prompts import IMAGE, Prompt, PromptRenderer, Turn, single_turn
 from beholder.settings import Settings, load_settings
 
 pytest.importorskip("vllm")
@@ -94,6 +102,32 @@ async def test_a_rank_of_eight_equals_eight_scores(
         assert one.logit == pytest.approx(other.logit, abs=1e-4)
         assert one.prompt_tokens == other.prompt_tokens > len(prompts[0].token_ids)
     assert len({score.logit for score in alone}) == len(RESPONSES)
+
+
+async def test_a_prompt_of_several_steps_scores_as_in_one(
+    tiny_checkpoint: Path, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    """The first step ends before, within and behind the second picture."""
+    step, image = CPU_DEFAULTS["max_num_batched_tokens"], picture((448, 448))
+
+    def prompt(words: int) -> Prompt:
+        parts = (IMAGE, " ".join(f"word{number % 7}" for number in range(words)), IMAGE, "What is this?")
+        return renderer.render((Turn("user", parts),), "An answer.", [image, image])
+
+    async def score(prompts: list[Prompt], **engine_args: int) -> list[EngineScore]:
+        settings = {"checkpoint": tiny_checkpoint, "max_model_len": 2 * step, "engine_args": engine_args}
+        engine = create_engine(load_settings(settings), checkpoint)
+        await engine.start()
+        try:
+            return [await engine.score(prompt, fresh=True) for prompt in prompts]
+        finally:
+            await engine.stop()
+
+    prompts = [prompt(words) for words in range(90, 271, 30)]
+    stepwise, whole = await score(prompts), await score(prompts, max_num_batched_tokens=2 * step)
+    assert all(one.prompt_tokens > step for one in stepwise)
+    assert [one.logit for one in stepwise] == pytest.approx([one.logit for one in whole], abs=1e-4)
+    assert len({one.logit for one in stepwise}) == len(prompts)
 
 
 async def test_a_prefix_is_computed_once_and_fresh_computes_it_anew(
@@ -237,12 +271,23 @@ def test_only_a_core_on_the_cpu_inherits_the_processors(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # somebody's own
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
     with core_environment(engine_settings, on_cpu=False):
-        assert "OMP_NUM_THREADS" not in os.environ
+        assert os.environ == before
     with core_environment(engine_settings, on_cpu=True):
-        assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("2", "ACTIVE")
-    assert "OMP_NUM_THREADS" not in os.environ
+        assert os.environ == before | WAITING | {"OMP_NUM_THREADS": "2"}
+    assert os.environ == before
+
+
+def test_how_threads_wait_is_left_to_who_says_it(engine_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    with core_environment(engine_settings, on_cpu=True):
+        assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+        assert "GOMP_SPINCOUNT" not in os.environ
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 

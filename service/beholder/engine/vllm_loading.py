@@ -27,10 +27,15 @@ ONE_PROCESS: Final = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 and a small machine has no core for that. By its path: vLLM takes "uni" for "mp" there."""
 PARALLEL: Final = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
 BINDING: Final = "VLLM_CPU_OMP_THREADS_BIND"
+WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""Threads that wait for each other sleep, since rendering and HTTP need the same processors; with torch's own OpenMP
+(GNU) after a spin of some 20 microseconds, which bridges the gap between two layers of a model that keeps them busy."""
 CPU_DEFAULTS: Final[dict[str, Any]] = {
     "enforce_eager": True,
     "block_size": 32,  # a multiple of 32; vLLM's default of 128 wastes short prompts
     "kv_cache_memory_bytes": 2 * 2**30,  # otherwise nine tenths of the machine's memory
+    # vLLM's own for a server: a layer's values for more do not fit the caches. Longer prompts take several steps.
+    "max_num_batched_tokens": 2048,
 }
 
 
@@ -70,17 +75,22 @@ def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> An
 def core_environment(settings: "Settings", *, on_cpu: bool) -> Iterator[None]:
     """What a core on the CPU that starts in this block inherits: it computes on all processors.
 
-    Not this process, where vLLM would process pictures on as many threads. Threads that wait for each other sleep,
-    since rendering and HTTP need the same processors.
+    Not this process, where vLLM would process pictures on as many threads.
     """
-    threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
-    added = threads.keys() - os.environ.keys() if on_cpu and computes_in_one_process(settings) else set()
-    os.environ.update({name: threads[name] for name in added})
+    added = _core_variables() if on_cpu and computes_in_one_process(settings) else {}
+    os.environ.update(added)
     try:
         yield
     finally:
         for name in added:
             del os.environ[name]
+
+
+def _core_variables() -> dict[str, str]:
+    """Those that nobody has set; how threads wait is left alone where either variable says it."""
+    threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    waiting = {} if WAITING.keys() & os.environ.keys() else WAITING
+    return {name: value for name, value in (threads | waiting).items() if name not in os.environ}
 
 
 class _StepLog:
@@ -110,10 +120,9 @@ def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bo
     """The keyword arguments of AsyncEngineArgs."""
     max_tokens = min(settings.max_model_len, _built_for(checkpoint.folder))
     chosen = {
-        **(_cpu_defaults(settings) if on_cpu else {}),
-        # vLLM computes a prompt in one step where it cannot split it, so a step must hold the longest.
         "max_num_batched_tokens": max_tokens,
         "enable_prefix_caching": True,
+        **(_cpu_defaults(settings) if on_cpu else {}),
         **settings.engine_args,
     }
     return {
