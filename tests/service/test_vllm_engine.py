@@ -107,12 +107,14 @@ async def test_a_rank_of_eight_equals_eight_scores(
 async def test_a_prompt_of_several_steps_scores_as_in_one(
     tiny_checkpoint: Path, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
-    """The first step ends before, within and behind the second picture."""
+    """The first step ends before, within and behind the second picture; a picture has more tokens than a step."""
     step, image = CPU_DEFAULTS["max_num_batched_tokens"], picture((448, 448))
 
     def prompt(words: int) -> Prompt:
         parts = (IMAGE, " ".join(f"word{number % 7}" for number in range(words)), IMAGE, "What is this?")
         return renderer.render((Turn("user", parts),), "An answer.", [image, image])
+
+    large = renderer.render(single_turn("What is this?", 1), "An answer.", [picture((800, 800))])
 
     async def score(prompts: list[Prompt], **engine_args: int) -> list[EngineScore]:
         settings = {"checkpoint": tiny_checkpoint, "max_model_len": 2 * step, "engine_args": engine_args}
@@ -123,7 +125,7 @@ async def test_a_prompt_of_several_steps_scores_as_in_one(
         finally:
             await engine.stop()
 
-    prompts = [prompt(words) for words in range(90, 271, 30)]
+    prompts = [large, *(prompt(words) for words in range(90, 271, 30))]
     stepwise, whole = await score(prompts), await score(prompts, max_num_batched_tokens=2 * step)
     assert all(one.prompt_tokens > step for one in stepwise)
     assert [one.logit for one in stepwise] == pytest.approx([one.logit for one in whole], abs=1e-4)
