@@ -1,6 +1,7 @@
 """Numbers -> PNG bytes. Every label is plain text: a dollar sign in a name is no formula."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
@@ -99,29 +100,44 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, whole: bool = Tr
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A column of two plots over one axis."""
+    """Two plots over one axis, one above the other, in a scale of their own where they are not `comparable`."""
 
     x_label: str
     above: Sequence[Series]
     below: Sequence[Series]
+    comparable: bool = True
 
 
-def panels(columns: Sequence[Panel], y_labels: tuple[str, str]) -> bytes:
-    """Columns side by side on common scales, with a line at zero."""
-    figure = Figure(figsize=(3.1 * len(columns), 5.6), layout="constrained")
-    grid = figure.subplots(2, len(columns), sharey="row", sharex="col", squeeze=False)
-    names = list(dict.fromkeys(line.name for column in columns for line in column.above))
-    for place, column in enumerate(columns):
-        for axes, series in zip(grid[:, place], (column.above, column.below), strict=True):
+PANELS_ACROSS = 3
+
+
+def panels(shown: Sequence[Panel], y_labels: tuple[str, str], names: Sequence[str]) -> bytes:
+    """Panels side by side with a line at zero; ticks are where values are. `names`: of series, in order of colours."""
+    across, rows = min(PANELS_ACROSS, len(shown)), 2 * math.ceil(len(shown) / PANELS_ACROSS)
+    figure = Figure(figsize=(3.7 * across, 2.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, across, squeeze=False)
+    pairs = [grid[2 * (place // across) : 2 * (place // across) + 2, place % across] for place in range(len(shown))]
+    for panel, pair in zip(shown, pairs, strict=True):
+        for axes, series, label in zip(pair, (panel.above, panel.below), y_labels, strict=True):
             _draw(axes, series, names)
             axes.axhline(0, color=INK, linewidth=0.8, linestyle="--")
+            axes.set_xticks(sorted({x for line in series for x in line.x}))
+            axes.set_ylabel(label)
             _finish(axes, legend=False)
-        grid[1, place].set_xlabel(column.x_label, wrap=True)
-    for axes, label in zip(grid[:, 0], y_labels, strict=True):
-        axes.set_ylabel(label)
+        pair[1].set_xlabel(panel.x_label)
+    for half in (0, 1):
+        _common_scale([pair[half] for panel, pair in zip(shown, pairs, strict=True) if panel.comparable])
+    for unused in grid[-2:, (len(shown) - 1) % across + 1 :].flat:
+        unused.remove()
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     return png(figure)
+
+
+def _common_scale(plots: Sequence[Any]) -> None:
+    limits = [axes.get_ylim() for axes in plots]
+    for axes in plots:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
 def reliability_plot(models: Mapping[str, Sequence[ReliabilityBin]]) -> bytes:

@@ -47,25 +47,27 @@ def map_points(finished: Iterable[Finished]) -> list[Point]:
 
 
 def map_section(points: Sequence[Point]) -> Section:
-    """One figure: what each weighting gains o.o.d. (above) and costs i.i.d. (below), over every setting."""
-    columns = []
-    for axis in dict.fromkeys(point.axis for point in points):
-        those = [point for point in points if point.axis == axis]
-        columns.append(Panel(axis, *(_lines(those, measure) for measure in ("ood_gain", "iid_change"))))
-    labels = ("o.o.d. gain over standard, points", "i.i.d. change, points")
+    """One figure: what each weighting gains o.o.d. (above) and costs i.i.d. (below), over every axis of more than one
+    setting so far."""
+    shown = []
+    for axis in MAP:
+        those = [point for point in points if point.axis == axis.name]
+        if len({point.setting for point in those}) > 1:
+            above, below = (_lines(those, measure) for measure in ("ood_gain", "iid_change"))
+            shown.append(Panel(axis.name, above, below, comparable=axis.start == MAP[0].start))
+    labels = ("o.o.d. gain, points", "i.i.d. change, points")
     rows = [
         [each.axis, f"{each.setting:g}", each.algorithm, _points(each.ood_gain), _points(each.iid_change)]
         for each in points
     ]
     text = (
         f"Trained on {CONTROLLED}, from a base that sees where nothing else is said, {len(SEEDS)} seeds; one setting "
-        "at a time is moved from the recipe. Bands are 95% intervals over seeds and scenes. Standard training has the "
-        "same setting."
+        "at a time is moved from the recipe. Differences are from standard training at the same setting; bands are 95% "
+        "intervals over seeds and scenes."
     )
     header = ["setting", "value", "weighting", *labels]
-    return Section(
-        "When which weighting pays", text, [Drawing("map", panels(columns, labels), "")], [Table(header, rows)]
-    )
+    drawings = [Drawing("map", panels(shown, labels, ALGORITHMS), "")] if shown else []
+    return Section("When which weighting pays", text, drawings, [Table(header, rows)])
 
 
 def by_test_set(results: Results, title: str, text: str) -> Section:
