@@ -1,23 +1,26 @@
 """The reproduction's runner with real, very short runs, and its summary on outcomes that are made up."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from beholder_training.data import read_records
 from beholder_training.reproduce import page
 from beholder_training.reproduce.cells import TEXT_ONLY, Base, Cell, Data
-from beholder_training.reproduce.charts import map_points
+from beholder_training.reproduce.charts import map_points, map_section
 from beholder_training.reproduce.claims import check
-from beholder_training.reproduce.families import ALGORITHMS, CONTROLLED, CONTROLS, FAMILIES, MAP, SEEDS
+from beholder_training.reproduce.families import ALGORITHMS, CONTROLLED, CONTROLS, FAMILIES, MAP, SEEDS, at
 from beholder_training.reproduce.outcomes import Finished, read_all, result_path, write_finished
 from beholder_training.reproduce.places import Places, write_flipped
 from beholder_training.reproduce.running import run_cells
@@ -242,3 +245,22 @@ def test_the_map_compares_runs_of_the_same_setting() -> None:
     assert halves[1].ood_gain.mean == pytest.approx(0.1, abs=0.04)
     assert halves[3].ood_gain.mean == pytest.approx(0.15, abs=0.04)
     assert not map_points(each for each in made_up(GOOD, "map") if each.cell.seed > 0)  # a seed is missing
+
+
+def test_the_map_shows_an_axis_once_it_has_two_settings() -> None:
+    def size(finished: Iterable[Finished]) -> tuple[int, int]:
+        (drawing,) = map_section(map_points(finished)).drawings
+        return Image.open(io.BytesIO(drawing.png)).size
+
+    cells = list(made_up(GOOD, "map"))
+    centre = [each for each in cells if each.cell == recipe(each.cell)]
+    seeing = [each for each in cells if replace(each.cell, base=recipe(each.cell).base) == recipe(each.cell)]
+    assert not map_section(map_points(centre)).drawings
+    (panel_wide, panel_high), whole = size(seeing), size(cells)
+    assert whole == (3 * panel_wide, 2 * panel_high)
+
+
+def recipe(cell: Cell) -> Cell:
+    """The same run with none of the map's settings moved."""
+    axis = next(axis for axis in MAP if axis.start == cell.start)
+    return at(axis, {}, cell.algorithm, cell.seed)

@@ -31,16 +31,16 @@ class Point:
 
 
 def map_points(finished: Iterable[Finished]) -> list[Point]:
-    """Every setting of which both weightings have all seeds."""
+    """Every setting of which all weightings have all seeds."""
     by_cell = {each.cell: each for each in finished}
     points = []
     for axis in MAP:
         for move in axis.moves:
-            standard = _at(by_cell, axis, move, "standard")
-            for algorithm in ALGORITHMS[1:]:
-                ours = _at(by_cell, axis, move, algorithm)
-                if standard is None or ours is None:
-                    continue
+            runs = {algorithm: _at(by_cell, axis, move, algorithm) for algorithm in ALGORITHMS}
+            if not all(runs.values()):
+                continue
+            standard = runs.pop("standard")
+            for algorithm, ours in runs.items():
                 gains = [_difference(ours, standard, tests) for tests in (ood(CONTROLLED), [IID])]
                 points.append(Point(axis.name, next(iter(move.values())), algorithm, *gains))
     return points
@@ -158,10 +158,10 @@ def _accuracy(results: Results, ours: Variant, tests: Tests, less: Variant | Non
     return over_seeds(values)
 
 
-def _at(finished: dict[Cell, Finished], axis: Axis, move: dict[str, float], algorithm: str) -> list[Finished] | None:
-    """The runs of all seeds at a setting; None where one is missing."""
+def _at(finished: dict[Cell, Finished], axis: Axis, move: dict[str, float], algorithm: str) -> list[Finished]:
+    """The runs of all seeds at a setting; none where one is missing."""
     cells = [at(axis, move, algorithm, seed) for seed in SEEDS]
-    return [finished[each] for each in cells] if all(each in finished for each in cells) else None
+    return [finished[each] for each in cells] if all(each in finished for each in cells) else []
 
 
 def _difference(ours: Sequence[Finished], theirs: Sequence[Finished], tests: Sequence[str]) -> Estimate:
