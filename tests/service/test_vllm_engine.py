@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import io
+import json
 import math
 import os
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from beholder.engine import EngineScore
 from beholder.engine.choosing import create_engine
 from beholder.engine.vllm import VllmEngine, _read
 from beholder.engine.vllm_loading import (
-    CPU_DEFAULTS,
+    LEAST_STEP_TOKENS,
     ONE_PROCESS,
     WAITING,
     _check_image_backend,
@@ -108,7 +109,7 @@ async def test_a_prompt_of_several_steps_scores_as_in_one(
     tiny_checkpoint: Path, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
     """The first step ends before, within and behind the second picture; a picture has more tokens than a step."""
-    step, image = CPU_DEFAULTS["max_num_batched_tokens"], picture((448, 448))
+    step, image = LEAST_STEP_TOKENS, picture((448, 448))
 
     def prompt(words: int) -> Prompt:
         parts = (IMAGE, " ".join(f"word{number % 7}" for number in range(words)), IMAGE, "What is this?")
@@ -126,10 +127,29 @@ async def test_a_prompt_of_several_steps_scores_as_in_one(
             await engine.stop()
 
     prompts = [large, *(prompt(words) for words in range(90, 271, 30))]
-    stepwise, whole = await score(prompts), await score(prompts, max_num_batched_tokens=2 * step)
+    stepwise, whole = await score(prompts, max_num_batched_tokens=step), await score(prompts)
     assert all(one.prompt_tokens > step for one in stepwise)
     assert [one.logit for one in stepwise] == pytest.approx([one.logit for one in whole], abs=1e-4)
     assert len({one.logit for one in stepwise}) == len(prompts)
+
+
+def test_a_step_on_a_cpu_holds_what_the_caches_do(
+    tiny_checkpoint: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    def step(max_model_len: int, on_cpu: bool = True, **text: Any) -> Any:
+        config = json.loads((tiny_checkpoint / "config.json").read_text())
+        config["text_config"] |= text
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        settings = load_settings({"checkpoint": tiny_checkpoint, "max_model_len": max_model_len})
+        arguments = engine_arguments(settings, dataclasses.replace(checkpoint, folder=tmp_path), on_cpu=on_cpu)
+        return arguments["max_num_batched_tokens"]
+
+    assert step(8192) == 8192  # of the narrow model the longest prompt
+    assert step(1024, intermediate_size=8192) == 1024
+    assert step(8192, intermediate_size=512) == 4096
+    assert step(8192, intermediate_size=8192) == LEAST_STEP_TOKENS
+    assert step(8192, intermediate_size=None, hidden_size=2048) == LEAST_STEP_TOKENS
+    assert step(8192, on_cpu=False, intermediate_size=8192) == 8192
 
 
 async def test_a_prefix_is_computed_once_and_fresh_computes_it_anew(
