@@ -19,6 +19,7 @@ COLOURS = ("#8a8f98", "#d9822b", "#1f6feb", "#2da44e", "#a475f9", "#bf3989", "#6
 INK = "#1f2328"
 DPI = 150
 LABEL_WIDTH = 14  # characters, under a group of bars
+PANELS_ACROSS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,6 @@ class Panel:
     above: Sequence[Series]
     below: Sequence[Series]
     comparable: bool = True
-
-
-PANELS_ACROSS = 3
 
 
 def panels(shown: Sequence[Panel], y_labels: tuple[str, str], names: Sequence[str]) -> bytes:
