@@ -20,12 +20,16 @@ MAX_TOKENS = 2048
 
 
 @contextmanager
-def stock_server(checkpoint: Path, dtype: str = "float32") -> Iterator[str]:
-    """The base URL of `vllm.entrypoints.openai.api_server`, healthy; the model is named "stock"."""
+def stock_server(checkpoint: Path, dtype: str = "float32", *, compiled: bool = False) -> Iterator[str]:
+    """The base URL of `vllm.entrypoints.openai.api_server`, healthy; the model is named "stock".
+
+    `compiled` is vLLM's default, which takes a C++ compiler and half a minute on a CPU.
+    """
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--served-model-name", "stock", "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
-    command += ["--runner=pooling", "--enforce-eager", "--block-size=32", "--no-enable-log-requests"]
+    command += ["--runner=pooling", "--block-size=32", "--no-enable-log-requests"]
+    command += [] if compiled else ["--enforce-eager"]
     command += [f"--max-model-len={MAX_TOKENS}", f"--max-num-batched-tokens={MAX_TOKENS}"]
     command += [f"--kv-cache-memory-bytes={2**28}", "--num-gpu-blocks-override=512"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}

@@ -2,14 +2,17 @@
 
     python -m benchmarks.serving                            everything: about 30 minutes on 2 cores
     python -m benchmarks.serving --sizes tiny --rounds 3 --overload-seconds 0
+    python -m benchmarks.serving --compiled                 service, AsyncLLM and stock vLLM alone: about 15 minutes
 
 In one run on one machine: the service over HTTP, vLLM's AsyncLLM called directly and stock vLLM's /classify score the
 same samples in turn; the transformers engine stands against plain Hugging Face; then a burst and an overload. Ratios
-are medians over rounds, with the least and the greatest. Writes benchmarks/results/serving.json.
+are medians over rounds, with the least and the greatest. Models run eager, as the service has it on a CPU, or compiled,
+as vLLM has it. Writes benchmarks/results/serving.json or serving_compiled.json.
 """
 
 import argparse
 import json
+import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +48,8 @@ PLANS = {
 
 def main() -> None:
     parsed = _parser().parse_args()
+    if parsed.compiled:
+        os.environ["BEHOLDER_ENGINE_ARGS"] = '{"enforce_eager": false}'
     ratios: dict[str, Ratio] = {}
     details: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -53,7 +58,9 @@ def main() -> None:
             checkpoint = make_checkpoint(scratch, size)
             mix = mix_for(checkpoint, PLANS[size].prompts)
             rounds = min(parsed.rounds, PLANS[size].most_rounds)
-            ratios |= _contest(checkpoint, mix, rounds, scratch, details)
+            ratios |= _contest(checkpoint, mix, rounds, scratch, details, compiled=parsed.compiled)
+            if parsed.compiled:
+                continue
             ratios |= _transformers(checkpoint, mix, rounds, details)
             details[f"{size}_tokens"] = _prefix(checkpoint, mix, scratch)
             if size == "tiny" and parsed.overload_seconds:
@@ -62,17 +69,24 @@ def main() -> None:
         "ratios": {name: found.median for name, found in ratios.items()},
         "spread": {name: [found.least, found.greatest] for name, found in ratios.items()},
         "details": details,
+        "command": f"python -m benchmarks.serving{' --compiled' if parsed.compiled else ''}",
         "settings": {"rounds": parsed.rounds, "overload_seconds": parsed.overload_seconds},
         **circumstances(PACKAGES),
     }
-    parsed.output.parent.mkdir(parents=True, exist_ok=True)
-    parsed.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {parsed.output}")
+    name = "serving_compiled" if parsed.compiled else "serving"
+    output = parsed.output or Path(f"benchmarks/results/{name}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"wrote {output}")
 
 
-def _contest(checkpoint: Path, mix: Mix, rounds: int, scratch: Path, details: dict[str, Any]) -> dict[str, Ratio]:
+def _contest(
+    checkpoint: Path, mix: Mix, rounds: int, scratch: Path, details: dict[str, Any], *, compiled: bool
+) -> dict[str, Ratio]:
     found = {}
-    for name, rates in contest.contest(checkpoint, mix, rounds, PLANS[checkpoint.name].warm_prompts, scratch).items():
+    warm_prompts = PLANS[checkpoint.name].warm_prompts
+    rates_of = contest.contest(checkpoint, mix, rounds, warm_prompts, scratch, compiled=compiled)
+    for name, rates in rates_of.items():
         details[f"{checkpoint.name}_{name}"] = asdict(rates)
         tokens = f"{rates.service_tokens} tokens computed, {rates.alone_tokens} by the engine alone"
         print(f"{checkpoint.name} {name}: {tokens}", flush=True)
@@ -122,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", nargs="+", choices=list(PLANS), default=list(PLANS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--overload-seconds", type=float, default=120, help="0 leaves the burst and overload out")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving.json"))
+    parser.add_argument("--compiled", action="store_true", help="the three that vLLM can compile, and nothing else")
+    parser.add_argument("--output", type=Path)
     return parser
 
 

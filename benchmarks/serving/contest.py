@@ -108,22 +108,24 @@ class Contestants:
 
 
 @contextmanager
-def contestants(checkpoint: Path, scratch: Path) -> Iterator[Contestants]:
-    """All three, started."""
+def contestants(checkpoint: Path, scratch: Path, *, compiled: bool) -> Iterator[Contestants]:
+    """All three, started; service and engine alone read BEHOLDER_ENGINE_ARGS."""
     with ExitStack() as stack:
         engine = stack.enter_context(direct(checkpoint, scratch / "direct.log"))
         service = stack.enter_context(served(checkpoint, scratch / "service.log"))
-        stock = stack.enter_context(stock_server(checkpoint, _dtype(checkpoint)))
+        stock = stack.enter_context(stock_server(checkpoint, _dtype(checkpoint), compiled=compiled))
         yield Contestants(service, stock, engine)
 
 
-def contest(checkpoint: Path, mix: Mix, rounds: int, warm_prompts: int, scratch: Path) -> dict[str, Rates]:
+def contest(
+    checkpoint: Path, mix: Mix, rounds: int, warm_prompts: int, scratch: Path, *, compiled: bool
+) -> dict[str, Rates]:
     """The rates of every scenario, after `warm_prompts` to warm up.
 
     Raises RuntimeError on a wrong or missing score.
     """
     found = {}
-    with contestants(checkpoint, scratch) as players:
+    with contestants(checkpoint, scratch, compiled=compiled) as players:
         for number, scenario in enumerate(scenarios(mix)):
             unseen = replace(scenario, mix=replace(scenario.mix, seed=number))
             players.play(replace(unseen, mix=replace(unseen.mix, prompts=warm_prompts)), 0, Rates())
