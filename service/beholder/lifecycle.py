@@ -78,9 +78,8 @@ class Lifecycle:
             self._fail(EngineError(f"{type(error).__name__}: {error}"))
 
     async def _load(self) -> None:
-        """One after the other, since an engine measures while it loads how much memory is free. The first model comes
-        last: of vLLM's own metrics those of the engine that loaded last are shown."""
-        for model in reversed(self._models):
+        """One after the other, since an engine measures while it loads how much memory is free."""
+        for model in self._models:
             if self._settings.verify_files:
                 self._blocked_by = EngineUnavailable(f"the files of {model.name} are being verified")
                 await asyncio.to_thread(verify_files, model.checkpoint)

@@ -1,6 +1,6 @@
 """Every Prometheus object of the service, named once, in a registry of its own. docs/metrics.md lists them.
 
-vLLM registers its `vllm:*` in the default registry; /metrics shows both.
+The default registry has Python's and vLLM's own (engine/vllm_metrics.py); /metrics shows both.
 """
 
 from collections.abc import Sequence

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from beholder.app import create_app
 from beholder.checkpoint import read_checkpoint
@@ -244,7 +245,7 @@ async def test_the_bound_on_samples_is_for_all_models_together(
 
 
 @pytest.mark.anyio
-async def test_the_first_model_loads_last_and_none_scores_before_all_are_ready(models: tuple[Model, Model]) -> None:
+async def test_none_scores_before_all_are_ready(models: tuple[Model, Model]) -> None:
     first, second = map(engine_of, models)
     first.gate.clear()  # its golden samples wait
     async with running(create_app(models[0].settings, models)) as client:
@@ -350,6 +351,25 @@ def test_the_first_model_is_the_default_and_the_other_differs(together: Service,
 
 
 @pytest.mark.slow
+def test_vllms_own_metrics_are_of_both(together: Service) -> None:
+    before = prompt_tokens_of(together)
+    assert before.keys() == {"tiny", "proxy"}
+    with RewardClient(together.url, model="proxy") as client:
+        client.score("Has nobody asked this?", [], "Nobody has.")
+    after = prompt_tokens_of(together)
+    assert after["proxy"] > before["proxy"] > 0  # before: the golden samples
+    assert after["tiny"] == before["tiny"]
+
+
+def prompt_tokens_of(service: Service) -> dict[str, float]:
+    """vLLM's count of each model's."""
+    text = httpx.get(f"{service.url}/metrics").text
+    assert text.count("# TYPE vllm:prompt_tokens_total counter") == 1
+    (counted,) = (found for found in text_string_to_metric_families(text) if found.name == "vllm:prompt_tokens")
+    return {found.labels["model_name"]: found.value for found in counted.samples if found.name.endswith("_total")}
+
+
+@pytest.mark.slow
 def test_a_client_pins_the_model_that_it_asks(together: Service, folders: dict[str, Path]) -> None:
     pinned = read_checkpoint(folders["proxy"]).fingerprint
     with RewardClient(together.url, model="proxy", fingerprint=pinned) as client:
@@ -359,7 +379,7 @@ def test_a_client_pins_the_model_that_it_asks(together: Service, folders: dict[s
 @pytest.mark.slow
 def test_the_death_of_one_engine_ends_the_process(together: Service) -> None:
     """The last one here: it ends the service."""
-    proxy, _ = together.cores()
+    _, proxy = together.cores()
     os.kill(proxy, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while is_ready(together.url):

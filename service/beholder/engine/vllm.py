@@ -13,9 +13,12 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
+from prometheus_client import CollectorRegistry
+
 from beholder.checkpoint import Checkpoint
 from beholder.engine import Activity, EngineScore
 from beholder.engine.vllm_loading import load, prepare_environment
+from beholder.engine.vllm_metrics import drop_metrics, keep_metrics
 from beholder.errors import (
     BeholderError,
     EngineError,
@@ -53,6 +56,7 @@ class VllmEngine:
         self._loading: asyncio.Future[Any] | None = None
         self._llm: Any = None
         self._params: Any = None
+        self._metrics: CollectorRegistry | None = None
         self._max_tokens = settings.max_model_len
         self.activity = Activity()
         self._resending: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
@@ -67,6 +71,7 @@ class VllmEngine:
             raise
         except Exception as error:
             raise EngineError(f"vLLM does not load {self._checkpoint.folder}: {_last_line(error)}") from error
+        self._metrics = keep_metrics()
         from vllm import PoolingParams
 
         self._params = PoolingParams(task="classify", use_activation=False)
@@ -104,6 +109,9 @@ class VllmEngine:
     async def stop(self) -> None:
         await self._stop_loading()
         llm, self._llm = self._llm, None
+        metrics, self._metrics = self._metrics, None
+        if metrics is not None:
+            drop_metrics(metrics)
         if llm is not None:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()  # or it logs the core's end as its death

@@ -134,6 +134,7 @@ def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bo
         **chosen,
         **_memory(chosen, settings.memory_share),
         "model": str(checkpoint.folder),
+        "served_model_name": settings.names[0],
         "runner": "pooling",
         "dtype": dtype,
         "max_model_len": max_tokens,
