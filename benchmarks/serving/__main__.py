@@ -104,6 +104,7 @@ def _transformers(checkpoint: Path, mix: Mix, rounds: int, details: dict[str, An
         {
             f"{checkpoint.name}_transformers_vs_one_by_one": ratio(rates.engine, rates.one_by_one),
             f"{checkpoint.name}_transformers_vs_padded_8": ratio(rates.engine, rates.padded),
+            f"{checkpoint.name}_linear_layers_alone_vs_one_by_one": ratio(rates.linear_alone, rates.one_by_one),
         }
     )
 

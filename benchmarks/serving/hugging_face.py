@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from beholder.settings import load_settings
 from benchmarks.serving.samples import prompts_of
 
 BATCH = 8
+LINEAR = ("aten::mm", "aten::addmm")
 EQUAL_WITHIN = {torch.float32: 1e-4, torch.bfloat16: 0.5}
 
 
@@ -33,6 +35,7 @@ EQUAL_WITHIN = {torch.float32: 1e-4, torch.bfloat16: 0.5}
 class Rates:
     """Responses a second, a value a round.
 
+    linear_alone: of a packed forward's linear layers, were all else free: the engine's limit on this machine.
     less_arithmetic: floating-point operations of one by one to those of one packed forward: what the ratio of the rates
     comes to where everything is packed and the arithmetic is all that takes time.
     """
@@ -40,6 +43,7 @@ class Rates:
     engine: list[float] = field(default_factory=list)
     one_by_one: list[float] = field(default_factory=list)
     padded: list[float] = field(default_factory=list)
+    linear_alone: list[float] = field(default_factory=list)
     less_arithmetic: float = 1.0
 
 
@@ -80,6 +84,7 @@ async def _measure(folder: Path, mix: Mix, rounds: int, sample_every: int) -> Ra
     engine = create_engine(load_settings({"checkpoint": folder, "engine": "transformers"}), checkpoint)
     await engine.start()
     renderer, plain, rates = PromptRenderer.from_folder(folder), PlainModel(folder, dtype), Rates()
+    encoder = PromptEncoder.from_folder(folder, read_image_token_id(folder))
     for number in tqdm(range(rounds + 1), desc=f"{folder.name} transformers engine", unit="round"):
         groups = [prompts_of(renderer, item) for item in items(replace(mix, seed=1000 + number), 0)]
         prompts = [prompt for group in groups for prompt in group]
@@ -92,18 +97,26 @@ async def _measure(folder: Path, mix: Mix, rounds: int, sample_every: int) -> Ra
         known = {id(prompt): score.logit for prompt, score in zip(prompts, scores, strict=True)}
         _require_equal([known[id(prompt)] for prompt in part], alone, padded, EQUAL_WITHIN[dtype])
         if number == 0:  # warms up
-            rates.less_arithmetic = _less_arithmetic(folder, plain, groups[0])
+            rates.less_arithmetic = _less_arithmetic(encoder, plain, groups[0])
         else:
             rates.engine.append(engine_rate)
             rates.one_by_one.append(alone_rate)
             rates.padded.append(padded_rate)
+            rates.linear_alone.append(_linear_alone(encoder, plain, groups[0]))
     await engine.stop()
     return rates
 
 
-def _less_arithmetic(folder: Path, plain: PlainModel, prompts: Sequence[Prompt]) -> float:
+def _linear_alone(encoder: PromptEncoder, plain: PlainModel, prompts: Sequence[Prompt]) -> float:
     """See Rates, for the responses to one prompt."""
-    encoder = PromptEncoder.from_folder(folder, read_image_token_id(folder))
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        score_prompts(plain.model, encoder, prompts)
+    microseconds: float = sum(event.self_cpu_time_total for event in recorded.key_averages() if event.key in LINEAR)
+    return len(prompts) / (microseconds / 1e6)
+
+
+def _less_arithmetic(encoder: PromptEncoder, plain: PlainModel, prompts: Sequence[Prompt]) -> float:
+    """See Rates, for the responses to one prompt."""
     alone = _operations(lambda: [plain.score([prompt]) for prompt in prompts])
     return alone / _operations(lambda: score_prompts(plain.model, encoder, prompts))
 
