@@ -17,14 +17,21 @@ from beholder.images import LoadedImage
 Admit = Callable[[int], None]
 """Called with an image's number of pixels before they are decoded; raises when there is no room for them."""
 _TURNS: Final = 64
+_LEAST_PIXELS: Final = 1024
+"""What an image counts at least: the smallest takes a kilobyte of Python's objects."""
+
+
+class _RequestGone(Exception):
+    """Nobody waits for the image any more: a thread cannot be cancelled, so it ends by this."""
 
 
 @dataclass
 class Held:
-    """The images of one request, by sha256, and their pixels."""
+    """The images of one request, by sha256, and their pixels. `over`: it has ended and holds nothing any more."""
 
     images: dict[str, LoadedImage] = field(default_factory=dict)
     pixels: int = 0
+    over: bool = False
 
 
 @dataclass
@@ -52,6 +59,7 @@ class DecodedImages:
             yield held
         finally:
             with self._lock:
+                held.over = True
                 for sha256 in held.images:
                     self._entries[sha256].holders -= 1
 
@@ -69,6 +77,7 @@ class DecodedImages:
 
             def admit(count: int) -> None:
                 nonlocal taken
+                count = max(count, _LEAST_PIXELS)
                 self._take(held, count)
                 taken += count
 
@@ -78,7 +87,8 @@ class DecodedImages:
                 self._give_back(held, taken)
                 raise
             with self._lock:
-                self._entries[sha256] = _Entry(image, taken, holders=1)
+                # A request that ended meanwhile would never let go of it.
+                self._entries[sha256] = _Entry(image, taken, holders=0 if held.over else 1)
                 held.images[sha256] = image
             return image, False
 
@@ -91,7 +101,7 @@ class DecodedImages:
             entry = self._entries.get(sha256)
             if entry is None:
                 return None
-            if sha256 not in held.images:
+            if sha256 not in held.images and not held.over:
                 self._check_alone(held, entry.pixels)
                 held.images[sha256] = entry.image
                 held.pixels += entry.pixels
@@ -101,6 +111,8 @@ class DecodedImages:
 
     def _take(self, held: Held, count: int) -> None:
         with self._lock:
+            if held.over:
+                raise _RequestGone
             self._check_alone(held, count)
             self._make_room(count)
             self._pixels += count
@@ -116,12 +128,16 @@ class DecodedImages:
             raise ImageTooLarge(f"the request's images have more than {self._max_pixels} pixels: split it")
 
     def _make_room(self, count: int) -> None:
-        idle = [sha256 for sha256, entry in self._entries.items() if not entry.holders]
+        excess, idle = self._pixels + count - self._max_pixels, []
+        for sha256, entry in self._entries.items():
+            if excess <= 0:
+                break
+            if not entry.holders:
+                idle.append(sha256)
+                excess -= entry.pixels
         for sha256 in idle:
-            if self._pixels + count <= self._max_pixels:
-                return
             self._pixels -= self._entries.pop(sha256).pixels
-        if self._pixels + count > self._max_pixels:
+        if excess > 0:
             raise Overloaded(
                 f"the images in flight have {self._pixels} pixels, at most {self._max_pixels} may be: retry"
             )

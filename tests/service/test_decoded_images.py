@@ -11,15 +11,17 @@ from beholder.errors import ImageError, ImageTooLarge, Overloaded
 from beholder.images import LoadedImage
 
 NAMES = [f"{number:064x}" for number in range(8)]
+SIDE = 40
+ONE = SIDE**2  # pixels
 
 
 class Decoder:
-    """Decodes pictures of 10 x 10 pixels and counts them."""
+    """Decodes pictures of SIDE x SIDE pixels and counts them."""
 
     def __init__(self) -> None:
         self.decoded: list[str] = []
 
-    def __call__(self, sha256: str, side: int = 10) -> "DecodeOne":
+    def __call__(self, sha256: str, side: int = SIDE) -> "DecodeOne":
         return DecodeOne(self, sha256, side)
 
 
@@ -34,7 +36,7 @@ class DecodeOne:
 
 
 def test_an_image_that_comes_back_is_not_decoded_again() -> None:
-    images, decoder = DecodedImages(1000), Decoder()
+    images, decoder = DecodedImages(10 * ONE), Decoder()
     for known in (False, True):
         with images.request() as held:
             image, was_known = images.get(held, NAMES[0], decoder(NAMES[0]))
@@ -43,7 +45,7 @@ def test_an_image_that_comes_back_is_not_decoded_again() -> None:
 
 
 def test_the_least_recently_used_gives_way() -> None:
-    images, decoder = DecodedImages(300), Decoder()
+    images, decoder = DecodedImages(3 * ONE), Decoder()
     for name in (*NAMES[:3], NAMES[0], NAMES[3]):
         with images.request() as held:
             images.get(held, name, decoder(name))
@@ -53,7 +55,7 @@ def test_the_least_recently_used_gives_way() -> None:
 
 
 def test_what_a_request_holds_is_never_dropped() -> None:
-    images, decoder = DecodedImages(300), Decoder()
+    images, decoder = DecodedImages(3 * ONE), Decoder()
     with images.request() as long:
         images.get(long, NAMES[0], decoder(NAMES[0]))
         for name in NAMES[1:]:
@@ -64,12 +66,12 @@ def test_what_a_request_holds_is_never_dropped() -> None:
 
 
 def test_all_requests_together_are_bounded() -> None:
-    images, decoder = DecodedImages(300), Decoder()
+    images, decoder = DecodedImages(3 * ONE), Decoder()
     with images.request() as first, images.request() as second:
         for name in NAMES[:2]:
             images.get(first, name, decoder(name))
         images.get(second, NAMES[2], decoder(NAMES[2]))
-        with pytest.raises(Overloaded, match="at most 300"):
+        with pytest.raises(Overloaded, match=f"at most {3 * ONE}"):
             images.get(second, NAMES[3], decoder(NAMES[3]))
     with images.request() as third:  # and everything was given back
         for name in NAMES[3:6]:
@@ -77,18 +79,18 @@ def test_all_requests_together_are_bounded() -> None:
 
 
 def test_a_request_that_is_too_large_alone_is_told_so() -> None:
-    images, decoder = DecodedImages(300), Decoder()
+    images, decoder = DecodedImages(3 * ONE), Decoder()
     with images.request() as held:
         for name in NAMES[:3]:
             images.get(held, name, decoder(name))
         with pytest.raises(ImageTooLarge, match="split it"):
             images.get(held, NAMES[3], decoder(NAMES[3]))
     with images.request() as held, pytest.raises(ImageTooLarge):
-        images.get(held, NAMES[4], decoder(NAMES[4], side=20))
+        images.get(held, NAMES[4], decoder(NAMES[4], side=2 * SIDE))
 
 
 def test_known_images_count_for_the_request_too() -> None:
-    images, decoder = DecodedImages(300), Decoder()
+    images, decoder = DecodedImages(3 * ONE), Decoder()
     with images.request() as other:
         images.get(other, NAMES[0], decoder(NAMES[0]))
     with images.request() as held:
@@ -99,10 +101,10 @@ def test_known_images_count_for_the_request_too() -> None:
 
 
 def test_a_broken_image_takes_nothing() -> None:
-    images, decoder = DecodedImages(100), Decoder()
+    images, decoder = DecodedImages(ONE), Decoder()
 
     def broken(admit: Admit) -> LoadedImage:
-        admit(100)
+        admit(ONE)
         raise ImageError("broken")
 
     with images.request() as held:
@@ -112,8 +114,40 @@ def test_a_broken_image_takes_nothing() -> None:
         images.get(held, NAMES[1], decoder(NAMES[1]))
 
 
+def test_what_is_decoded_for_a_request_that_ended_is_held_by_nobody() -> None:
+    """A thread cannot be cancelled: it goes on decoding when its client has gone."""
+    images, decoder = DecodedImages(ONE), Decoder()
+    began, ended = threading.Event(), threading.Event()
+
+    def slow(admit: Admit) -> LoadedImage:
+        admit(ONE)
+        began.set()
+        ended.wait()
+        return decoder(NAMES[0])(lambda _: None)
+
+    with ThreadPoolExecutor(1) as pool:
+        with images.request() as held:
+            decoding = pool.submit(images.get, held, NAMES[0], slow)
+            began.wait()
+        ended.set()
+        decoding.result()
+        assert images.known(held, NAMES[0]), "it is there for the next"
+        assert pool.submit(images.get, held, NAMES[1], decoder(NAMES[1])).exception(), "but no other is begun"
+    with images.request() as next_held:
+        images.get(next_held, NAMES[2], decoder(NAMES[2]))
+
+
+def test_the_smallest_pictures_are_bounded_in_number() -> None:
+    images, decoder = DecodedImages(3 * ONE), Decoder()
+    for name in NAMES:
+        with images.request() as held:
+            images.get(held, name, decoder(name, side=1))
+    with images.request() as held:
+        assert sum(images.known(held, name) is not None for name in NAMES) == 3 * ONE // 1024
+
+
 def test_one_thread_decodes_for_all_that_wait() -> None:
-    images, decoder = DecodedImages(1000), Decoder()
+    images, decoder = DecodedImages(10 * ONE), Decoder()
     ready = threading.Barrier(4)
 
     def use(_: int) -> bool:
