@@ -37,6 +37,7 @@ into an RFC 9457 problem in one place (problems.py); the command line prints the
 be shed is an Overloaded: the service answers it with the status that is set (`shed_status`). docs/errors.md lists all.
 """
 
+from copy import copy
 from typing import Any, Self
 
 
@@ -52,9 +53,11 @@ class BeholderError(Exception):
         return {}
 
     def at(self, place: str) -> Self:
-        """This error, with the place of the mistake in front of its message."""
-        self.args = (f"{place}: {self}",)
-        return self
+        """A copy with the place of the mistake in front of its message: samples that are computed once share the
+        error, and each has a place of its own."""
+        error = copy(self)
+        error.args = (f"{place}: {self}",)
+        return error
 
 
 class InvalidRequest(BeholderError):

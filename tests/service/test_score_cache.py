@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import re
 
 import httpx
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from beholder.checkpoint import Checkpoint
 from beholder.engine.caching import ENTRY_BYTES, CachingEngine
-from beholder.errors import EngineError
+from beholder.errors import EngineError, InvalidRequest
 from beholder.images import load_image
 from beholder.metrics import Metrics
 from beholder.prompts import Prompt, PromptRenderer, single_turn
@@ -149,6 +150,24 @@ async def test_over_http_a_retried_rollout_gets_the_identical_score(
         assert (first["cached"], again["cached"]) == ([False, False, True], [True, True, True])
         assert again["usage"]["cached_tokens"] == again["usage"]["prompt_tokens"]
         assert await outcomes(client) == {"miss": 2, "joined": 1, "hit": 3}
+
+
+async def test_over_http_samples_that_share_an_error_have_places_of_their_own(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    """The engine refuses two equal responses in one computation, and another client's joins it."""
+    remembering = settings.model_copy(update={"score_cache_bytes": 2**20})
+    async with serving(remembering, engine, checkpoint, renderer) as client:
+        engine.score_error = InvalidRequest("refused")
+        engine.gate.clear()
+        rank = {"prompt": "Which one?", "responses": ["a", "b", "b"]}
+        bodies = {"/rank": rank, "/score": {"prompt": "Which one?", "response": "b"}}
+        requests = [asyncio.ensure_future(client.post(path, json=body)) for path, body in bodies.items()]
+        await until(lambda: engine.active == 2)
+        engine.gate.set()
+        ranked, scored = [request.json()["detail"] for request in await asyncio.gather(*requests)]
+        assert re.fullmatch(r"responses\[\d\]: refused", ranked)
+        assert scored == "refused"
 
 
 async def outcomes(client: httpx.AsyncClient) -> dict[str, int]:
