@@ -212,19 +212,42 @@ async def test_too_long_a_text_is_refused_with_the_counts(vllm: VllmEngine, rend
         await vllm.score(prompt)
 
 
-async def test_an_image_of_a_refused_request_scores_in_the_next(vllm: VllmEngine, renderer: PromptRenderer) -> None:
-    """vLLM believes then that its core has the image, and all requests that name it now fail together."""
+def too_long_with_its_image(renderer: PromptRenderer, shown: LoadedImage) -> Prompt:
+    """A prompt that is refused once the engine has processed the image."""
     words = "x" * 16
     while len(renderer.token_ids(single_turn("p", 1), words)) < MAX_TOKENS - 8:
         words += "x" * 4
+    return renderer.render(single_turn("p", 1), words, [shown])
+
+
+async def test_an_image_of_a_refused_request_scores_in_the_next(vllm: VllmEngine, renderer: PromptRenderer) -> None:
+    """vLLM believes then that its core has the image, and all requests that name it now fail together."""
     for number in range(8):
         shown = picture((90, 60), (1, 2, number))
         with pytest.raises(PromptTooLong):
-            await vllm.score(renderer.render(single_turn("p", 1), words, [shown]))
+            await vllm.score(too_long_with_its_image(renderer, shown))
         prompt = renderer.render(single_turn("p", 1), "short", [shown])
         scores = await asyncio.gather(*(vllm.score(prompt) for _ in range(16)))
         expected = (await vllm.score(prompt, fresh=True)).logit
         assert [score.logit for score in scores] == [pytest.approx(expected, abs=1e-4)] * 16
+
+
+async def test_an_image_that_others_are_refused_with_all_the_time_scores(
+    vllm: VllmEngine, renderer: PromptRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is too long comes right before each attempt, and vLLM believes anew that its core has the image."""
+    shown = picture((90, 60), (3, 2, 1))
+    prompt, too_long = renderer.render(single_turn("p", 1), "short", [shown]), too_long_with_its_image(renderer, shown)
+    expected = (await vllm.score(prompt, fresh=True)).logit
+    encode = vllm._encode
+
+    async def encode_after_a_refusal(prompt: Prompt, salt: str) -> EngineScore:
+        with pytest.raises(PromptTooLong):
+            await encode(too_long, "")
+        return await encode(prompt, salt)
+
+    monkeypatch.setattr(vllm, "_encode", encode_after_a_refusal)
+    assert (await vllm.score(prompt)).logit == pytest.approx(expected, abs=1e-4)
 
 
 async def test_a_cancelled_request_harms_no_other(vllm: VllmEngine, renderer: PromptRenderer) -> None:

@@ -33,7 +33,6 @@ from beholder.prompts import Prompt, read_image_token_id
 if TYPE_CHECKING:
     from beholder.settings import Settings
 
-ATTEMPTS: Final = 3
 STOP_TIMEOUT_S: Final = 30
 """vLLM's processes take about five seconds to leave; its own limit is five."""
 
@@ -96,15 +95,18 @@ class VllmEngine:
             return await self._resend(prompt, salt)
 
     async def _resend(self, prompt: Prompt, salt: str) -> EngineScore:
-        """One request for the images at a time: those that are refused together would forget them for each other."""
+        """One request for the images at a time: those that are refused together would forget them for each other.
+
+        At last under a name that nobody else uses, since new requests for the images may be refused meanwhile.
+        """
         key = tuple(image.sha256 for image in prompt.images)
         async with self._resending.setdefault(key, asyncio.Lock()):
-            for _ in range(ATTEMPTS):
+            for name in (salt, salt, uuid.uuid4().hex):
                 try:
-                    return await self._encode(prompt, salt)
+                    return await self._encode(prompt, name)
                 except _ImageNotSent as error:
                     cause = error
-        raise EngineError(f"vLLM failed the request {ATTEMPTS + 1} times: {cause}")
+        raise EngineError(f"vLLM failed the request again and again: {cause}")
 
     async def stop(self) -> None:
         await self._stop_loading()
