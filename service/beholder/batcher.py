@@ -24,14 +24,15 @@ class _Waiting(Generic[E, R]):
 
 
 class Batcher(Generic[E, R]):
-    """`run` is called in a thread with the rows of a batch; it returns one result an entry, row by row.
+    """`run` is called in a thread with the rows of a batch; it returns one result an entry, row by row, or the
+    exception that the entry's caller gets.
 
     An exception of `run` fails the entries of that batch alone; entries whose caller has gone are not computed.
     """
 
     def __init__(
         self,
-        run: Callable[[list[list[E]]], list[R]],
+        run: Callable[[list[list[E]]], Sequence[R | Exception]],
         max_tokens: int,
         patience_s: float = 0.002,
         activity: Activity | None = None,
@@ -47,10 +48,14 @@ class Batcher(Generic[E, R]):
     def start(self) -> None:
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
+    @property
+    def running(self) -> bool:
+        return self._worker is not None and not self._worker.done()
+
     def enqueue(self, entry: E) -> "asyncio.Future[R]":
         """The entry's result: what `run` raised for its batch, EngineUnavailable once stopped. Cancelled, it is not
         computed. Raises EngineUnavailable."""
-        if self._worker is None or self._worker.done():
+        if not self.running:
             raise EngineUnavailable("the engine is not running")
         waiting = _Waiting(entry, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -109,7 +114,9 @@ class Batcher(Generic[E, R]):
             _fail(batch, error)
             return
         for waiting, result in zip(batch, results, strict=True):
-            if not waiting.result.done():
+            if isinstance(result, Exception):
+                _fail([waiting], result)
+            elif not waiting.result.done():
                 waiting.result.set_result(result)
 
 

@@ -25,6 +25,10 @@ class Entry(Protocol):
     @property
     def sequence(self) -> list[int]: ...
 
+    @property
+    def images_end(self) -> int:
+        """Tokens up to the last of its images: fewer cannot be shared, a row has its images in the prefix."""
+
 
 @dataclass(slots=True)
 class _Row:
@@ -38,9 +42,10 @@ class _Row:
 def choose(entries: Sequence[Entry], max_tokens: int) -> list[list[int]]:
     """The rows (indices) of the next batch: the oldest entry's, then those that are nearest to it in length.
 
-    Entries stand in one row where they share the key and a part of their tokens (LEAST_SHARED). The padded size (rows
-    times the longest row) stays within `max_tokens`; the oldest entry is taken whatever its size. Only the `WINDOW`
-    oldest entries compete, and the oldest always wins: one that is unlike all others waits for at most so many batches.
+    Entries stand in one row where they share the key, all their images and a part of their tokens (LEAST_SHARED). The
+    padded size (rows times the longest row) stays within `max_tokens`; the oldest entry is taken whatever its size.
+    Only the `WINDOW` oldest entries compete, and the oldest always wins: one that is unlike all others waits for at
+    most so many batches.
     """
     rows = _rows(entries[:WINDOW], max_tokens)
     if not rows:
@@ -65,7 +70,8 @@ def _rows(entries: Sequence[Entry], max_tokens: int) -> list[_Row]:
         if of_key:
             shared = _common(of_key[-1].first, sequence)
             length = of_key[-1].length + len(sequence) - shared
-            if shared >= LEAST_SHARED * len(sequence) and length <= max_tokens:
+            least = max(entries[index].images_end, LEAST_SHARED * len(sequence))
+            if shared >= least and length <= max_tokens:
                 of_key[-1].members.append(index)
                 of_key[-1].length = length
                 continue

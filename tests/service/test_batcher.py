@@ -17,6 +17,7 @@ pytestmark = pytest.mark.anyio
 class Entry:
     key: str
     sequence: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    images_end: int = 0
 
 
 def test_entries_of_one_key_and_prefix_share_a_row() -> None:
@@ -40,6 +41,15 @@ def test_rows_of_like_length_are_batched() -> None:
 def test_long_responses_share_a_row_for_a_picture_and_not_for_a_template() -> None:
     entries = [Entry("a", [1] * shared + [number] * 300) for shared in (60, 20) for number in (2, 3)]
     assert choose(entries, 5000) == [[0, 1], [2], [3]]
+
+
+def test_a_row_has_its_images_in_the_prefix() -> None:
+    entries = [
+        Entry(key, [1, 1, 1, question, 7, 7, 9], images_end)
+        for key, images_end in (("before the question", 3), ("behind it", 6))
+        for question in (2, 3)
+    ]
+    assert choose(entries, 1000) == [[0, 1], [2], [3]]
 
 
 def test_a_row_is_closed_when_it_is_as_long_as_a_batch() -> None:
@@ -75,14 +85,19 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.fail_on: str | None = None
+        self.refused: str | None = None
         self.short = False
 
-    def __call__(self, rows: list[list[Entry]]) -> list[int]:
+    def __call__(self, rows: list[list[Entry]]) -> list[int | Exception]:
         entries = [entry for row in rows for entry in row]
         self.batches.append([entry.key for entry in entries])
         if self.fail_on in self.batches[-1]:
             raise ValueError(f"cannot score {self.fail_on}")
-        return [sum(entry.sequence) for entry in entries][: -1 if self.short else None]
+        results = [self._score(entry) for entry in entries]
+        return results[: -1 if self.short else None]
+
+    def _score(self, entry: Entry) -> int | Exception:
+        return ValueError() if entry.key == self.refused else sum(entry.sequence)
 
 
 @pytest.fixture
@@ -110,6 +125,14 @@ async def test_an_exception_fails_its_batch_alone(batcher: Batcher[Entry, int], 
     results = await asyncio.gather(*map(batcher.submit, entries), return_exceptions=True)
     assert [isinstance(result, ValueError) for result in results] == [True, True, False, False]
     assert await batcher.submit(Entry("later")) == 10
+
+
+async def test_an_exception_for_one_entry_is_its_own(batcher: Batcher[Entry, int], recorder: Recorder) -> None:
+    recorder.refused = "bad"
+    results = await asyncio.gather(*map(batcher.submit, [Entry("bad"), Entry("a")]), return_exceptions=True)
+    assert recorder.batches == [["bad", "a"]]
+    assert isinstance(results[0], ValueError)
+    assert results[1] == 10
 
 
 async def test_a_wrong_number_of_results_is_an_error(batcher: Batcher[Entry, int], recorder: Recorder) -> None:

@@ -32,11 +32,12 @@ _ENCODED_TOGETHER: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A prompt with its images processed and its placeholders expanded; `key` are the images."""
+    """A prompt with its images processed and its placeholders expanded; `key` are the images. See `rows.Entry`."""
 
     key: tuple[str, ...]
     sequence: list[int]
     pictures: "list[Picture]"
+    images_end: int
 
 
 class TransformersEngine:
@@ -52,6 +53,7 @@ class TransformersEngine:
         self._image_token_id = read_image_token_id(checkpoint.folder)
         self._model: Any = None
         self._encoder: PromptEncoder | None = None
+        self._accelerator_failed = False
         # One call at a time: the encoder's cache bears no more.
         self._encoding: Coalescer[Sequence[Prompt], list[_Sample | Exception]] = Coalescer(
             self._encode, _ENCODED_TOGETHER, "encode"
@@ -81,7 +83,7 @@ class TransformersEngine:
 
     @property
     def healthy(self) -> bool:
-        return self._model is not None
+        return self._batcher is not None and self._batcher.running and not self._accelerator_failed
 
     async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
         """`fresh` needs nothing here: the one cache holds processed pictures by the sha256 of their bytes."""
@@ -153,22 +155,37 @@ class TransformersEngine:
             return ImageMismatch(f"the prompt has {places} image placeholders but {len(prompt.images)} images")
         key = tuple(image.sha256 for image in prompt.images)
         try:
-            return _Sample(key, encoder.expand(prompt, pictures), pictures)
+            sequence = encoder.expand(prompt, pictures)
         except PromptTooLong as error:
             return error
+        return _Sample(key, sequence, pictures, _behind_last(sequence, self._image_token_id))
 
-    def _score_batch(self, rows: list[list[_Sample]]) -> list[EngineScore]:
+    def _score_batch(self, rows: list[list[_Sample]]) -> list[EngineScore | Exception]:
         """Scores row by row. Halves the batch while the accelerator's memory does not hold it."""
         import torch
 
         try:
-            return self._forward(rows)
+            return self._finite(rows, self._forward(rows))
+        except torch.AcceleratorError as error:  # all that follow in this process would fail the same way
+            self._accelerator_failed = True
+            raise EngineUnavailable(f"the engine died: {error}") from error
         except torch.OutOfMemoryError:
             if len(rows) == len(rows[0]) == 1:
                 raise EngineError("one conversation does not fit in the accelerator's memory") from None
             torch.cuda.empty_cache()
         first, second = _halves(rows)
         return self._score_batch(first) + self._score_batch(second)
+
+    def _finite(self, rows: list[list[_Sample]], scores: list[EngineScore]) -> list[EngineScore | Exception]:
+        """The scores, and an error for each that is no number; it may be so through attention to others of its row
+        (0 x NaN is NaN), so these are scored again alone."""
+        samples = [(sample, len(row)) for row in rows for sample in row]
+        checked: list[EngineScore | Exception] = []
+        for (sample, together), score in zip(samples, scores, strict=True):
+            if together > 1 and not math.isfinite(score.logit):
+                (score,) = self._forward([[sample]])
+            checked.append(score if math.isfinite(score.logit) else _not_finite(score))
+        return checked
 
     def _forward(self, rows: list[list[_Sample]]) -> list[EngineScore]:
         import torch
@@ -182,14 +199,21 @@ class TransformersEngine:
         batch = collate(groups, self._image_token_id, self._encoder.pad_token_id)
         with torch.inference_mode():
             rewards = self._model(**to_device(batch, self._model.score.weight.device)).tolist()
-        if not all(map(math.isfinite, rewards)):
-            raise EngineError("the model's reward is not finite: its weights overflow in this dtype")
         cached = [count for group in groups for count in _shared_tokens(group)]
         samples = [sample for row in rows for sample in row]
         return [
             EngineScore(reward, len(sample.sequence), shared)
             for sample, reward, shared in zip(samples, rewards, cached, strict=True)
         ]
+
+
+def _not_finite(score: EngineScore) -> EngineError:
+    return EngineError(f"the model's reward is {score.logit}: its weights overflow in this dtype")
+
+
+def _behind_last(sequence: list[int], token_id: int | None) -> int:
+    """The index behind the last `token_id`, 0 where there is none."""
+    return next((index for index in range(len(sequence), 0, -1) if sequence[index - 1] == token_id), 0)
 
 
 def _halves(rows: list[list[_Sample]]) -> tuple[list[list[_Sample]], list[list[_Sample]]]:
