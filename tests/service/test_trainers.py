@@ -190,12 +190,35 @@ class SlimeArguments:
 
 def test_slime_passes_one_sample_or_a_group(service: Recorder) -> None:
     filled = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Colour?"}]}]
-    templated = SlimeSample("<|im_start|>...", "Blue!", {"images": [PICTURE]}, {"prompt": CHAT})
-    group = [SlimeSample(filled, "Red.", {"images": [OTHER]}), templated, SlimeSample("Colour?", "Green?")]
+    templated = SlimeSample("<|im_start|>...", "Blue!<|im_end|>", {"images": [PICTURE]}, {"prompt": CHAT})
+    first, last = SlimeSample(filled, "Red.<|im_end|>", {"images": [OTHER]}), SlimeSample("Colour?", "Green?")
+    group = [first, templated, last]
     arguments = SlimeArguments(apply_chat_template=False)
     assert asyncio.run(slime.custom_rm(arguments, group, rewarder=service.rewarder())) == [4.0, 5.0, 6.0]
     assert asyncio.run(slime.custom_rm(arguments, group[0], rewarder=service.rewarder())) == 4.0
     assert service.contexts[:3] == [(MARKED, [reference(PICTURE)])] * 2 + [("Colour?", [])]
+
+
+@pytest.mark.parametrize(
+    ("end", "written", "scored"),
+    [
+        (None, "Red.<|im_end|>", "Red."),
+        (None, "<|im_end|>Red.<|im_end|><|im_end|>", "<|im_end|>Red.<|im_end|>"),
+        (None, "It broke off", "It broke off"),
+        ("<|eot_id|>", "Red.<|eot_id|>", "Red."),
+    ],
+)
+def test_slime_and_openrlhf_score_no_end_of_turn(
+    service: Recorder, monkeypatch: pytest.MonkeyPatch, end: str | None, written: str, scored: str
+) -> None:
+    """As slime's rollout leaves it in the response: no_stop_trim, and special tokens are kept by default."""
+    monkeypatch.delenv("BEHOLDER_END_OF_TURN", raising=False)
+    if end is not None:
+        monkeypatch.setenv("BEHOLDER_END_OF_TURN", end)
+    sample = SlimeSample("Colour?", written)
+    asyncio.run(slime.custom_rm(SlimeArguments(), sample, rewarder=service.rewarder()))
+    openrlhf.reward_func([f"p{written}"], ["p"], [{"prompt": "Colour?"}], rewarder=service.rewarder())
+    assert [body["response"] for body in service.bodies] == [scored] * 2
 
 
 def test_slime_a_templated_prompt_is_not_taken_for_the_question(service: Recorder) -> None:

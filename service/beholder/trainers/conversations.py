@@ -1,5 +1,6 @@
 """Chats as trainers hold them (images inside of the messages, or beside them) -> a sample for the client."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -7,6 +8,7 @@ from beholder.client import ImageInput, Prompt, Sample
 from beholder.errors import InvalidRequest
 
 IMAGE_TAG: Final = "<image>"
+DEFAULT_END: Final = "<|im_end|>"
 
 
 def chat_sample(prompt: Any, completion: Any, images: Iterable[Any] = ()) -> Sample:
@@ -21,6 +23,14 @@ def chat_sample(prompt: Any, completion: Any, images: Iterable[Any] = ()) -> Sam
         return Sample(prompt, list(images), response)
     messages, found = _with_images([dict(message) for message in prompt], list(images))
     return Sample(messages, found, response)
+
+
+def without_end_of_turn(response: str) -> str:
+    """What the policy wrote, without what it ends a turn with: BEHOLDER_END_OF_TURN, once, at the very end.
+
+    For trainers that hand on special tokens: the service would score it as characters of the response.
+    """
+    return response.removesuffix(os.environ.get("BEHOLDER_END_OF_TURN", DEFAULT_END))
 
 
 def tagged_messages(messages: Iterable[Mapping[str, Any]], images: int) -> list[dict[str, Any]]:

@@ -11,16 +11,13 @@ OpenRLHF logs what a reward function raises and goes on without that sample's re
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from beholder.client import Sample
 from beholder.errors import DataError
-from beholder.trainers.conversations import chat_sample
+from beholder.trainers.conversations import chat_sample, without_end_of_turn
 from beholder.trainers.rewards import Rewarder, default_rewarder
-
-DEFAULT_END: Final = "<|im_end|>"
 
 
 def reward_func(
@@ -42,9 +39,8 @@ def reward_func(
 def _sample(query: str, prompt: str, label: Any) -> Sample:
     if not query.startswith(prompt):
         raise DataError("OpenRLHF: the query does not begin with its prompt: where the response begins is unknown")
-    end = os.environ.get("BEHOLDER_END_OF_TURN", DEFAULT_END)
     asked = _asked(label)
-    return chat_sample(asked["prompt"], query[len(prompt) :].removesuffix(end), asked.get("images") or [])
+    return chat_sample(asked["prompt"], without_end_of_turn(query[len(prompt) :]), asked.get("images") or [])
 
 
 def _asked(label: Any) -> Mapping[str, Any]:

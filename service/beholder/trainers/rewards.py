@@ -7,6 +7,8 @@ BEHOLDER_REWARD           score (default, the raw logit) or normalized
 BEHOLDER_FAILED           raise (default) or none: what a sample gets that cannot be scored
 BEHOLDER_DEADLINE_S       seconds for one sample, retries included (default 300)
 BEHOLDER_MAX_CONCURRENCY  samples in flight from one process (default 32)
+
+`conversations` reads one more: BEHOLDER_END_OF_TURN, for OpenRLHF and slime.
 """
 
 import logging

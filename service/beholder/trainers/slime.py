@@ -5,6 +5,9 @@
 Images are those of the prompt's messages, else of `sample.multimodal_inputs`. With --apply-chat-template the prompt is
 a string of the policy's template, which is not the reward model's: the data set then gives the prompt, a string or
 messages, as `prompt` in its metadata column.
+
+slime leaves what the policy ends a turn with in the response (unless --rollout-skip-special-tokens is set). It is cut:
+BEHOLDER_END_OF_TURN, by default <|im_end|>.
 """
 
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ from typing import Any
 
 from beholder.client import Sample
 from beholder.errors import DataError
-from beholder.trainers.conversations import chat_sample
+from beholder.trainers.conversations import chat_sample, without_end_of_turn
 from beholder.trainers.rewards import Reward, Rewarder, default_rewarder
 
 
@@ -33,4 +36,4 @@ def _sample(args: Any, sample: Any) -> Sample:
         if isinstance(sample.prompt, str) and getattr(args, "apply_chat_template", False):
             raise DataError("slime: with --apply-chat-template the metadata column must have `prompt`")
         prompt = sample.prompt
-    return chat_sample(prompt, sample.response, images)
+    return chat_sample(prompt, without_end_of_turn(sample.response), images)
