@@ -71,15 +71,17 @@ class PolicyTemplate:
         """The conversation and the response of a string that has both. Raises TemplateMismatch.
 
         Either the template rendered the response too (verl), or the policy wrote it after the prompt (LLaMA-Factory);
-        a template may do the two differently.
+        a template may do the two differently. Then the reading that finds fewer questions has taken turns for text.
         """
         text = self._with_bos(text)
-        if (found := self._find(self._closed(text), answered=True)) is not None:
-            texts, _ = found
+        rendered = self._find(self._closed(text), answered=True)
+        written = self._find(text, open_end=True)
+        if rendered and (not written or _questions(rendered[0]) >= _questions(written[0])):
+            texts, _ = rendered
             return texts[:-1], texts[-1][1]
-        if (found := self._find(text, open_end=True)) is None:
+        if not written:
             raise TemplateMismatch(_MISMATCH)
-        texts, position = found
+        texts, position = written
         return texts, self.response(text[position:])
 
     def _with_bos(self, text: str) -> str:
@@ -97,7 +99,8 @@ class PolicyTemplate:
     def _find(self, text: str, *, answered: bool = False, open_end: bool = False) -> tuple[Texts, int] | None:
         """The conversation with the most turns that renders to `text`, up to the position that is returned too.
 
-        `answered`: it ends with the response. `open_end`: anything may follow it.
+        `answered`: it ends with the response. `open_end`: anything may follow it. Raises TemplateMismatch when there
+        may be more turns than are read, which would be taken for text.
         """
         found: list[tuple[Texts, int]] = []
         for questions in range(1, MAX_QUESTIONS + 1):
@@ -107,7 +110,7 @@ class PolicyTemplate:
                 break
             found += filter(None, matches)
         else:
-            return None  # there may be more turns, which would be taken for text
+            raise TemplateMismatch(f"the string has more than the {MAX_QUESTIONS} turns of the user that are read")
         renders = ((texts, end) for texts, end in reversed(found) if self._renders(texts, text[:end]))
         return next(renders, None)
 
@@ -202,6 +205,10 @@ def _shapes(questions: int, *, answered: bool) -> list[tuple[Role, ...]]:
     again: tuple[Role, ...] = ("assistant", "user")
     turns: tuple[Role, ...] = ("user", *again * (questions - 1), *again[: int(answered)])
     return [turns, ("system", *turns)]
+
+
+def _questions(texts: Texts) -> int:
+    return sum(role == "user" for role, _ in texts)
 
 
 def _compile(source: str, name: str) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from beholder.checkpoint import Checkpoint
 from beholder.errors import TemplateMismatch
-from beholder.policy_template import MAX_QUESTIONS, NAMES, open_template
+from beholder.policy_template import MAX_QUESTIONS, NAMES, PolicyTemplate, open_template
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
 from tests.pictures import png
@@ -244,6 +244,29 @@ def test_strings_with_more_turns_than_are_read_are_refused_in_time() -> None:
         with pytest.raises(TemplateMismatch):
             template.prompt(text)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("lead", ["", " "])
+@pytest.mark.parametrize("end", ["", "</s>"])
+def test_a_response_that_the_template_would_show_otherwise_is_read_behind_all_turns(lead: str, end: str) -> None:
+    """Mistral's puts a space before an answer; a policy need not."""
+    turns = [("user", "Name a fruit."), ("assistant", "Apple."), ("user", "Another.")]
+    text = f"<s>[INST] Name a fruit.[/INST] Apple.</s>[INST] Another.[/INST]{lead}Pear.{end}"
+    assert open_template("mistral").exchange(text) == (tuple(turns), "Pear.")
+    assert open_template("mistral").exchange(f"<s>[INST] Another.[/INST]{lead}Pear.{end}") == ((turns[2],), "Pear.")
+
+
+def test_line_breaks_of_a_question_end_it_in_no_template() -> None:
+    """Without a generation prompt, where a question might end before any line break."""
+    template = PolicyTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    turns = (("user", "a\nb"), ("assistant", "c\nd"), ("user", "e\nf"))
+    assert template.exchange("user: a\nb\nassistant: c\nd\nuser: e\nf\nassistant: g\nh\n") == (turns, "g\nh")
+
+
+def test_a_string_of_more_turns_than_are_read_is_not_read_with_fewer() -> None:
+    turn = "[INST] q[/INST] a</s>"
+    with pytest.raises(TemplateMismatch, match="more than"):
+        open_template("mistral").exchange(f"<s>{turn * (MAX_QUESTIONS - 1)}[INST] q[/INST]a</s>")
 
 
 @pytest.mark.parametrize(
