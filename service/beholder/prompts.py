@@ -125,11 +125,16 @@ class PromptRenderer:
         return tuple(self._encode(pieces, texts))
 
     def drop_tokens(self, text: str, count: int) -> tuple[str, int]:
-        """`text` without its first `count` tokens (or without all), and how many went."""
+        """`text` without the characters of its first `count` tokens (or without all), and how many tokens went.
+
+        Of a character that several tokens spell each has the whole as its place: all of them go, or none. `count` is
+        at least 1, and so is the number of characters that go.
+        """
         offsets = self._backend.encode(text, add_special_tokens=False).offsets
         if len(offsets) <= count:
             return "", len(offsets)
-        return text[offsets[count][0] :], count
+        end = max(1, *(end for _, end in offsets[:count]))
+        return text[end:], sum(start < end for start, _ in offsets)
 
     def _render_pieces(self, shape: _Shape) -> tuple[str, ...]:
         """The template's own text around the n texts of a conversation: n + 1 pieces."""

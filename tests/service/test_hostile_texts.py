@@ -160,6 +160,40 @@ async def test_it_is_refused(client: httpx.AsyncClient, name: str) -> None:
     assert (await client.post("/score", json={"prompt": "p", "response": "r"})).status_code == 200
 
 
+LONG = {
+    "emoji": "\U0001f600\U0001f389" * 300,
+    "joined emoji": "\U0001f469\u200d\U0001f469\u200d\U0001f467" * 100,
+    "Devanagari": "\u0928\u092e\u0938\u094d\u0924\u0947 " * 100,
+    "combining marks": "e\u0301" * 500,
+    "words and emoji": "word \U0001f600, " * 200,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_cut_takes_whole_characters_and_enough_of_them(renderer: PromptRenderer, name: str) -> None:
+    text = LONG[name][:30]
+    tokens = len(renderer._encode_text(text))
+    for count in range(1, tokens + 2):
+        rest, dropped = renderer.drop_tokens(text, count)
+        assert text.endswith(rest)
+        assert dropped == tokens - len(renderer._encode_text(rest)) >= min(count, tokens)
+
+
+@pytest.mark.parametrize("name", LONG)
+async def test_a_prompt_of_characters_of_several_tokens_is_cut(
+    checkpoint: Checkpoint, renderer: PromptRenderer, settings: Settings, name: str
+) -> None:
+    engine = StandInEngine.passing_golden(checkpoint, renderer)
+    engine.max_tokens = 300
+    chosen = settings.model_copy(update={"overlong": "truncate"})
+    async with serving(chosen, engine, checkpoint, renderer) as client:
+        for begin in ("", "a", "ab"):
+            response = await client.post("/score", json={"prompt": begin + LONG[name], "response": "Yes."})
+            assert response.status_code == 200, response.text
+            assert response.json()["truncated"] == [True]
+            assert 290 < response.json()["usage"]["prompt_tokens"] <= 300
+
+
 async def test_too_long_a_prompt_is_cut_by_setting_and_said_so(
     checkpoint: Checkpoint, renderer: PromptRenderer, settings: Settings
 ) -> None:
