@@ -4,12 +4,18 @@ A file that was cut in transit would be scored as an image that nobody sent, so 
 Bytes after that end are left alone: cameras write them.
 """
 
+import re
 from typing import Final
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_OVERHEAD: Final = 12  # length, type, CRC
 _GIF_HEADER: Final = 13
 _GIF_IMAGE, _GIF_EXTENSION, _GIF_END = 0x2C, 0x21, 0x3B
+_JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+"""One that has a length behind it, or the end: not a stuffed byte, a restart or fill."""
+_JPEG_SCAN, _JPEG_END = b"\xda", b"\xd9"
+_MAX_JPEG_SEGMENTS: Final = 10_000
+"""Cameras write tens. An empty one has 4 bytes, so a hostile file could have millions."""
 
 
 def is_whole(data: bytes) -> bool:
@@ -17,8 +23,7 @@ def is_whole(data: bytes) -> bool:
     if data.startswith(PNG):
         return _png(data)
     if data.startswith(b"\xff\xd8"):
-        # Inside the last scan neither marker can occur: a 0xff there is followed by 0x00.
-        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0
+        return _jpeg(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return len(data) >= int.from_bytes(data[4:8], "little") + 8
     if data[:6] in (b"GIF87a", b"GIF89a"):
@@ -34,6 +39,22 @@ def _png(data: bytes) -> bool:
         position += length + _PNG_OVERHEAD
         if kind == b"IEND":
             return position <= len(data)
+    return False
+
+
+def _jpeg(data: bytes) -> bool:
+    """Segments are passed over by their length, for a thumbnail in them has an end too; a scan's data has no marker.
+
+    The first end is the picture's: phones and stereo cameras put a film or another picture behind it.
+    """
+    position, scanned = 2, False
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        if (marker := _JPEG_MARKER.search(data, position)) is None:
+            return False
+        if marker[1] == _JPEG_END:
+            return scanned
+        scanned = scanned or marker[1] == _JPEG_SCAN
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
     return False
 
 

@@ -1,12 +1,15 @@
 """Files to pixels, as training and serving both read them."""
 
 import io
+import time
+from random import Random
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from beholder.errors import ImageTooLarge
+from beholder.image_files import is_whole
 from beholder.images import ImageLimits, load_image
 from tests.pictures import encode
 
@@ -68,6 +71,40 @@ def test_a_turned_photograph_is_turned_back() -> None:
     data = encode(image, "PNG", exif=exif)
     assert load_image(data).pixels.size == (20, 40)
     assert (pixel(data), pixel(data, (0, 39))) == ((0, 0, 255), RED)
+
+
+NOISE = Image.effect_noise((96, 64), 60).convert("RGB")
+EXIF = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + encode(NOISE.resize((24, 16)), "JPEG")
+JPEGS = {
+    "baseline": encode(NOISE, "JPEG"),
+    "progressive": encode(NOISE, "JPEG", progressive=True),
+    "restart markers": encode(NOISE, "JPEG", restart_marker_blocks=2),
+    "CMYK": encode(NOISE.convert("CMYK"), "JPEG"),
+    "a thumbnail inside": encode(NOISE, "JPEG", exif=EXIF),
+    "markers in a comment": encode(NOISE, "JPEG", comment=b"\xff\xd9\xff\xda"),
+}
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_is_whole_with_its_own_end_whatever_follows(name: str) -> None:
+    data = JPEGS[name]
+    film = Random(0).randbytes(200_000) + b"\xff\xda\xff"  # what a phone's motion photo has behind the picture
+    assert load_image(data + film).pixels.tobytes() == load_image(data).pixels.tobytes()
+    assert not any(is_whole(data[:length]) for length in range(len(data)))
+
+
+def test_of_several_pictures_in_a_jpeg_the_first_counts() -> None:
+    data = encode(NOISE, "MPO", save_all=True, append_images=[NOISE.rotate(180)])
+    assert load_image(data).pixels.tobytes() == load_image(encode(NOISE, "JPEG")).pixels.tobytes()
+
+
+@pytest.mark.parametrize(
+    "filling", [b"\xff", b"\xff\0", b"\xff\xe1\0\2", b"\xff\xe1\0\0", b"\xff\xd8", b"\xff\xda\0\2\0"]
+)
+def test_whether_a_file_is_whole_is_known_soon(filling: bytes) -> None:
+    started = time.monotonic()
+    assert not is_whole(b"\xff\xd8" + filling * (4_000_000 // len(filling)))
+    assert time.monotonic() - started < 1
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:
