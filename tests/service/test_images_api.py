@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -72,6 +73,22 @@ async def test_forms_that_are_refused(
     files = files or [("images", PICTURE)]
     response = await client.post("/rank", data=fields, files=files)
     assert words in assert_problem(response, 422, "invalid-request")["detail"]
+
+
+@pytest.mark.parametrize("charset", ["", "; charset=utf-8", "; charset=iso-8859-1"])
+@pytest.mark.parametrize("name", ['"request"', '"request"; filename="r.json"'])
+async def test_a_form_is_utf_8_as_json_is(client: httpx.AsyncClient, name: str, charset: str) -> None:
+    def form(content: bytes) -> dict[str, Any]:
+        head = f"--x\r\nContent-Disposition: form-data; name={name}\r\n\r\n".encode()
+        kind = f"multipart/form-data; boundary=x{charset}"
+        return {"content": head + content + b"\r\n--x--\r\n", "headers": {"content-type": kind}}
+
+    body = '{"prompt": "Farbe der T\u00fcr?", "responses": ["Gr\u00fcn.", "\u8d64"]}'.encode()
+    scores = (await client.post("/rank", content=body)).json()["scores"]
+    assert (await client.post("/rank", **form(body))).json()["scores"] == scores
+    for wrong in (body.replace("\u00fc".encode(), b"\xc3", 1), body.replace("\u00fc".encode(), b"\xfc")):
+        assert_problem(await client.post("/rank", content=wrong), 422, "invalid-text")
+        assert_problem(await client.post("/rank", **form(wrong)), 422, "invalid-text")
 
 
 async def test_a_form_that_is_none_is_refused(client: httpx.AsyncClient) -> None:

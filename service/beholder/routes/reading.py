@@ -24,14 +24,26 @@ T = TypeVar("T")
 FORM: Final = "multipart/form-data"
 REQUEST_FIELD: Final = "request"
 IMAGES_FIELD: Final = "images"
+_BYTES: Final = "latin-1"
+"""Text of it has a character for each byte, and gives the bytes back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A multipart body: the JSON in its field `request`, and the files of its fields `images`."""
+    """A multipart body: the JSON in its field `request`, as it was sent, and the files of its fields `images`."""
 
-    request: str
+    request: bytes
     files: list[bytes]
+
+
+class _FormParser(MultiPartParser):
+    """Keeps every byte of a field, as a file has them: Starlette guesses an encoding, and JSON has UTF-8 alone."""
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            self.items.append((self._current_part.field_name, self._current_part.data.decode(_BYTES)))
+        else:
+            super().on_part_end()
 
 
 def is_form(request: Request) -> bool:
@@ -45,7 +57,7 @@ async def read_model(request: Request, adapter: TypeAdapter[T]) -> T:
     return parse(await read_body(request), adapter)
 
 
-def parse(body: bytes | str, adapter: TypeAdapter[T]) -> T:
+def parse(body: bytes, adapter: TypeAdapter[T]) -> T:
     """Raises InvalidRequest, InvalidText."""
     try:
         return adapter.validate_json(body)
@@ -71,7 +83,7 @@ async def read_form(request: Request) -> Form:
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(request.headers, chunks(), max_files=MAX_IMAGES, max_fields=1, max_part_size=len(body) + 1)
+    parser = _FormParser(request.headers, chunks(), max_files=MAX_IMAGES, max_fields=1, max_part_size=len(body) + 1)
     parser.spool_max_size = len(body) + 1  # stays in memory, which holds it anyway
     try:
         form = await parser.parse()
@@ -109,17 +121,17 @@ def _require_room(request: Request) -> None:
 
 
 async def _form(items: list[tuple[str, UploadFile | str]]) -> Form:
-    texts, files = [], []
+    bodies, files = [], []
     for name, value in items:
         if name == REQUEST_FIELD:
-            texts.append(value if isinstance(value, str) else (await value.read()).decode("utf-8", "replace"))
+            bodies.append(value.encode(_BYTES) if isinstance(value, str) else await value.read())
         elif name == IMAGES_FIELD and not isinstance(value, str):
             files.append(await value.read())
         else:
             raise InvalidRequest(f"the form has `{REQUEST_FIELD}` (JSON) and files named `{IMAGES_FIELD}`, no others")
-    if len(texts) != 1:
+    if len(bodies) != 1:
         raise InvalidRequest(f"the form needs one field `{REQUEST_FIELD}` with the JSON of a request")
-    return Form(texts[0], files)
+    return Form(bodies[0], files)
 
 
 async def _read(request: Request, limit: int) -> bytes:
