@@ -84,6 +84,13 @@ def _embedded(address: Address) -> Sequence[Address]:
     return [address]
 
 
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise ImageUrlFailed("the image's URL redirects to what cannot be read as a URL") from None
+
+
 class UrlFetcher:
     """Fetches by one policy. `resolve`, `is_public` and `transport` are replaced in tests."""
 
@@ -119,7 +126,7 @@ class UrlFetcher:
                 answer = await self._ask(client, target)
                 if isinstance(answer, bytes):
                     return answer
-                url = urljoin(url, answer)
+                url = _redirected(url, answer)
         raise ImageUrlRefused(f"the image's URL redirects more than {self._policy.max_redirects} times")
 
     async def _check(self, text: str) -> _Target:

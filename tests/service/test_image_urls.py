@@ -95,6 +95,9 @@ async def test_redirects_are_followed_and_checked(web: Web) -> None:
         "https://images.example.com:8080/",
         "/moved",
         "\x00",
+        "http://[bad/x.png",
+        "//[::1",
+        "https://images.example.com:abc/",
     ],
 )
 async def test_redirects_that_are_refused(web: Web, location: str) -> None:

@@ -243,6 +243,14 @@ def test_openrlhf_a_label_without_the_question_raises(service: Recorder, label: 
         openrlhf.reward_func(["pRed."], ["p"], [label], rewarder=service.rewarder())
 
 
+def test_openrlhf_has_no_place_for_a_sample_without_a_reward(service: Recorder) -> None:
+    service.refused = {"Red."}
+    asked = [{"prompt": "Colour?"}] * 2
+    with pytest.raises(ConfigurationError, match="BEHOLDER_FAILED=raise"):
+        openrlhf.reward_func(["pRed.", "pBlue!"], ["p"] * 2, asked, rewarder=service.rewarder(failed="none"))
+    assert not service.bodies
+
+
 def test_openrlhf_a_query_that_does_not_begin_with_its_prompt_raises(service: Recorder) -> None:
     with pytest.raises(DataError, match="begin"):
         openrlhf.reward_func(["Red."], ["p"], [{"prompt": "p"}], rewarder=service.rewarder())

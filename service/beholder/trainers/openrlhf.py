@@ -8,6 +8,7 @@ JSON) with `prompt`, a string or messages, and `images`, a list of paths. What t
 the response: BEHOLDER_END_OF_TURN, by default <|im_end|>.
 
 OpenRLHF logs what a reward function raises and goes on without that sample's reward: look for "Failed to fetch reward".
+It takes a number for every sample, so BEHOLDER_FAILED=none is refused.
 """
 
 import json
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beholder.client import Sample
-from beholder.errors import DataError
+from beholder.errors import ConfigurationError, DataError
 from beholder.trainers.conversations import chat_sample, without_end_of_turn
 from beholder.trainers.rewards import Rewarder, default_rewarder
 
@@ -31,8 +32,11 @@ def reward_func(
     """`rewards` and `scores` are float tensors of the queries' length. Raises BeholderError."""
     import torch  # OpenRLHF takes tensors
 
+    rewarder = rewarder or default_rewarder()
+    if rewarder.settings.failed != "raise":
+        raise ConfigurationError("OpenRLHF takes a number for every sample: set BEHOLDER_FAILED=raise, or leave it out")
     samples = [_sample(*row) for row in zip(queries, prompts, labels, strict=True)]
-    rewards = torch.tensor((rewarder or default_rewarder()).rewards(samples))
+    rewards = torch.tensor(rewarder.rewards(samples))
     return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
 
 

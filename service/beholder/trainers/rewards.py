@@ -92,19 +92,19 @@ class Rewarder:
     """Rewards of many samples at a time, in order; for code with and without an event loop."""
 
     def __init__(self, settings: RewardSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._sync = RewardClient(settings.urls, **settings.options)
         self._async = AsyncRewardClient(settings.urls, **settings.options)
 
     def rewards(self, samples: Sequence[Sample]) -> list[Reward]:
         """Raises BeholderError."""
-        if self._settings.failed == "raise":
+        if self.settings.failed == "raise":
             return self._values(self._sync.score_many(samples))
         return self._values(self._sync.try_score_many(samples))
 
     async def async_rewards(self, samples: Sequence[Sample]) -> list[Reward]:
         """Raises BeholderError."""
-        if self._settings.failed == "raise":
+        if self.settings.failed == "raise":
             return self._values(await self._async.score_many(samples))
         return self._values(await self._async.try_score_many(samples))
 
@@ -118,7 +118,7 @@ class Rewarder:
         return [None if isinstance(result, BeholderError) else self._value(result) for result in results]
 
     def _value(self, score: Score) -> float:
-        if self._settings.reward == "score":
+        if self.settings.reward == "score":
             return score.score
         if score.normalized is None:
             raise ConfigurationError("the checkpoint is not calibrated: BEHOLDER_REWARD must be score")
