@@ -5,6 +5,7 @@ dropping old ones, so a rollout never loses an image that it counts on. Sending 
 Both stores may be called from any thread.
 """
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -19,6 +20,7 @@ from beholder.errors import ConfigurationError, ImageStoreFull
 
 SWEEP_S: Final = 60
 _FULL: Final = "the image store holds its {limit} bytes and none of them may be dropped yet: retry later"
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ImageStore(Protocol):
@@ -102,7 +104,24 @@ class FolderStore:
             raise ConfigurationError(f"image_store: {folder} cannot be written to: {error.strerror}") from None
 
     def put(self, sha256: str, data: bytes) -> bool:
+        try:
+            return self._put(self._path(sha256), data)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise ImageStoreFull(f"the image store's folder has no room: {error.strerror}; retry later") from None
+
+    def holds(self, sha256: str) -> bool:
+        return self._alive(self._path(sha256))
+
+    def get(self, sha256: str) -> bytes | None:
         path = self._path(sha256)
+        try:
+            return path.read_bytes() if self._alive(path) else None
+        except FileNotFoundError:
+            return None
+
+    def _put(self, path: Path, data: bytes) -> bool:
         with self._usage() as usage:
             if time.monotonic() >= self._next_sweep:
                 usage.bytes = self._sweep()
@@ -116,16 +135,6 @@ class FolderStore:
             self._write(path, data)
             usage.bytes += len(data)
             return True
-
-    def holds(self, sha256: str) -> bool:
-        return self._alive(self._path(sha256))
-
-    def get(self, sha256: str) -> bytes | None:
-        path = self._path(sha256)
-        try:
-            return path.read_bytes() if self._alive(path) else None
-        except FileNotFoundError:
-            return None
 
     def _path(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / sha256
@@ -160,12 +169,13 @@ class FolderStore:
 
     @contextmanager
     def _usage(self) -> Iterator["_Usage"]:
-        """The lock of all writers; the number is written back at the end."""
+        """The lock of all writers; the number is written back at the end. Where there was no room for it, it is counted
+        again."""
         with self._lock, (self._folder / "usage").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             text = file.read().strip()
-            usage = _Usage(int(text) if text.isdigit() else 0)
+            usage = _Usage(int(text) if text.isdigit() else self._sweep())
             try:
                 yield usage
             finally:

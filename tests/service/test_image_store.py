@@ -1,9 +1,11 @@
 """Images sent ahead: what is kept, for how long, and how full the store may be. Both stores keep the same promises."""
 
 import os
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -90,6 +92,36 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "usage").write_text("garbage")
     assert store.put(name(b"y" * 8), b"y" * 8)
     assert not (tmp_path / "ab" / ".half").exists()
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """What a full disk does to a writer. Python ignores the signal that comes with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_folder_without_room_is_a_full_store(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, 10**6, 60)
+    data = b"x" * 200_000
+    with largest_file(100_000), pytest.raises(ImageStoreFull, match="no room"):
+        store.put(name(data), data)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "usage"]
+    assert (tmp_path / "usage").read_text() == "0"
+    assert store.put(name(data), data)
+    assert store.get(name(data)) == data
+
+
+def test_what_is_stored_is_counted_where_its_number_was_lost(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, 10, 60)
+    store.put(name(b"x" * 6), b"x" * 6)
+    (tmp_path / "usage").write_text("")
+    with pytest.raises(ImageStoreFull):
+        store.put(name(b"y" * 6), b"y" * 6)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
