@@ -14,6 +14,7 @@ from beholder.engine.caching import CachingEngine
 from beholder.image_sources import ImageLoader
 from beholder.image_store import open_store
 from beholder.image_urls import UrlFetcher, UrlPolicy
+from beholder.images import raise_pillows_limit
 from beholder.in_flight import InFlight
 from beholder.lifecycle import Lifecycle
 from beholder.metrics import Metrics
@@ -32,6 +33,7 @@ def create_app(settings: Settings, models: Sequence[Model]) -> FastAPI:
 
     The first model is asked where a request names none.
     """
+    raise_pillows_limit(settings.image_limits)
     metrics = Metrics()
     if cache_bytes := settings.score_cache_bytes // len(models):
         models = [replace(model, engine=CachingEngine(model.engine, cache_bytes, metrics)) for model in models]

@@ -2,7 +2,8 @@
 
 Training and serving both decode here, so a picture has the same pixels on both sides: EXIF rotation applied, alpha
 laid over white, 16-bit greyscale scaled to 8 bits, everything converted to RGB, of an animation the first frame.
-Limits are checked on the header, before any pixel is decoded.
+Limits are checked on the header, before any pixel is decoded. Pillow's own limit holds too: a program that accepts
+more than it (89 million pixels; it refuses above twice that) calls `raise_pillows_limit`, as the service does.
 """
 
 import base64
@@ -74,14 +75,20 @@ def load_image(
             pixels = _to_rgb(image)
     except BeholderError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageTooLarge(f"the image has more than the {limits.max_pixels} pixels that are accepted") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(_pillows_refusal(error, limits)) from None
     except UnidentifiedImageError:
         raise ImageError(f"the {len(data)} bytes are not a {', '.join(FORMATS)} image") from None
     except Exception as error:
         # Pillow's decoders raise many types on hostile bytes (OSError, SyntaxError, struct.error, ...).
         raise ImageError(f"the image cannot be decoded: {error}") from None
     return LoadedImage(pixels, hashlib.sha256(data).hexdigest())
+
+
+def raise_pillows_limit(limits: ImageLimits) -> None:
+    """Let Pillow open what `limits` accept. Its own limit is one for the whole process: this is for programs."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
 
 
 def load_image_file(path: Path, limits: ImageLimits = ImageLimits()) -> LoadedImage:
@@ -110,6 +117,13 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
         raise ImageTooLarge(f"the image is {width} x {height}, at most {limits.max_pixels} pixels are accepted")
     if max(size) > limits.max_aspect * min(size):
         raise ImageError(f"the image is {width} x {height}, an aspect ratio above {limits.max_aspect:g}: crop it")
+
+
+def _pillows_refusal(error: Exception, limits: ImageLimits) -> str:
+    """What Pillow refuses when it opens a file, before `_check_size` can, in words of the limit that decided."""
+    if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > Image.MAX_IMAGE_PIXELS:
+        return f"Pillow's own limit of pixels refuses the image, set PIL.Image.MAX_IMAGE_PIXELS higher: {error}"
+    return f"the image has more than the {limits.max_pixels} pixels that are accepted"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

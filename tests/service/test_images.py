@@ -10,7 +10,7 @@ from PIL import Image
 
 from beholder.errors import ImageTooLarge
 from beholder.image_files import is_whole
-from beholder.images import ImageLimits, load_image
+from beholder.images import ImageLimits, load_image, raise_pillows_limit
 from tests.pictures import encode
 
 RED, WHITE, HALF_RED = (255, 0, 0), (255, 255, 255), (255, 127, 127)
@@ -118,6 +118,21 @@ def test_of_an_animation_the_first_frame_counts() -> None:
         assert pixel(data) == RED
         with pytest.raises(ImageTooLarge, match="3 frames"):
             load_image(data, ImageLimits(max_frames=2))
+
+
+def test_pillows_own_limit_is_named_and_can_be_raised_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, limits = encode(Image.new("RGB", (100, 30)), "WEBP"), ImageLimits(max_pixels=3_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # Pillow refuses above twice that
+    with pytest.raises(ImageTooLarge, match=r"PIL\.Image\.MAX_IMAGE_PIXELS.* 2000 pixels"):
+        load_image(data, limits)
+    with pytest.raises(ImageTooLarge, match=r"more than the 500 pixels that are accepted$"):
+        load_image(data, ImageLimits(max_pixels=500))
+    raise_pillows_limit(limits)
+    assert load_image(data, limits).pixels.size == (100, 30)
+    raise_pillows_limit(ImageLimits(max_pixels=10))
+    assert Image.MAX_IMAGE_PIXELS == 3_000
+    with pytest.raises(ImageTooLarge, match="at most 2999 pixels"):
+        load_image(data, ImageLimits(max_pixels=2_999))
 
 
 def test_pixels_are_announced_before_they_are_decoded() -> None:

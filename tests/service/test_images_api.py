@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from beholder.checkpoint import Checkpoint
 from beholder.prompts import PromptRenderer
@@ -95,6 +96,18 @@ async def test_a_form_that_is_none_is_refused(client: httpx.AsyncClient) -> None
     for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "multipart/form-data; boundary=\u00e9"):
         headers = {b"content-type": kind.encode("latin-1")}
         assert_problem(await client.post("/rank", content=b"nonsense", headers=headers), 422, "invalid-request")
+
+
+async def test_the_service_opens_what_its_own_limit_accepts(
+    settings: Settings,
+    engine: StandInEngine,
+    checkpoint: Checkpoint,
+    renderer: PromptRenderer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    async with serving(settings, engine, checkpoint, renderer) as client:
+        assert (await client.post("/rank", json={**QUESTION, "images": [INLINE]})).status_code == 200
 
 
 async def test_an_unknown_reference_has_its_own_code(client: httpx.AsyncClient) -> None:
