@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from beholder.errors import BeholderError, ImageError, ImageNotFound, ImageTooLarge
-from beholder.image_files import is_whole
+from beholder.image_files import is_whole, scans
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
@@ -27,12 +27,13 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What is refused before decoding. `max_aspect` is the longer side over the shorter one."""
+    """What is refused before decoding. `max_aspect` is the longer side over the shorter one, `max_scans` of a JPEG."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
     max_aspect: float = 190.0
     max_frames: int = 1000
+    max_scans: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def load_image(
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, limits)
             _check_frames(image, limits)
+            _check_scans(data, limits)
             if not is_whole(data):
                 raise ImageError(f"the image of {len(data)} bytes breaks off: send the whole file")
             admit(image.width * image.height)
@@ -109,6 +111,12 @@ def _check_frames(image: Image.Image, limits: ImageLimits) -> None:
     if frames > limits.max_frames:
         raise ImageTooLarge(f"the image has {frames} frames, at most {limits.max_frames} are accepted")
     image.seek(0)
+
+
+def _check_scans(data: bytes, limits: ImageLimits) -> None:
+    """A progressive JPEG has some ten; each takes the decoder as long as the picture, and a hostile file 75 bytes."""
+    if (found := scans(data)) > limits.max_scans:
+        raise ImageTooLarge(f"the image has {found} scans, at most {limits.max_scans} are accepted: save it again")
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:

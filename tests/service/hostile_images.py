@@ -41,6 +41,13 @@ def jpeg_claiming(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def jpeg_of_scans(count: int) -> bytes:
+    """A grey progressive JPEG with its last scan again and again."""
+    data = encode(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
 def gif_claiming(width: int, height: int) -> bytes:
     data = bytearray(encode(Image.new("P", (16, 16)), "GIF"))
     data[6:10] = struct.pack("<HH", width, height)
@@ -131,6 +138,8 @@ FILES: Final[dict[str, tuple[bytes, tuple[int, str]]]] = {
     "gif: without its end": (GIF[:-1], BAD),
     "gif: claims 4 billion pixels": (gif_claiming(65_535, 65_535), LARGE),
     "gif: 1500 frames": (gif_of(1500), LARGE),
+    "jpeg: 101 scans": (jpeg_of_scans(101), LARGE),
+    "jpeg: 50,000 scans": (jpeg_of_scans(50_000), LARGE),
     "webp: cut": (WEBP[: len(WEBP) // 2], BAD),
     "webp: says it is longer": (WEBP[:4] + struct.pack("<I", len(WEBP) * 2) + WEBP[8:], BAD),
     "webp: claims 268 million pixels": (webp_claiming(16_384, 16_384), LARGE),

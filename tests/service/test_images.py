@@ -12,6 +12,7 @@ from beholder.errors import ImageTooLarge
 from beholder.image_files import is_whole
 from beholder.images import ImageLimits, load_image, raise_pillows_limit
 from tests.pictures import encode
+from tests.service.hostile_images import jpeg_of_scans
 
 RED, WHITE, HALF_RED = (255, 0, 0), (255, 255, 255), (255, 127, 127)
 
@@ -91,6 +92,10 @@ def test_a_jpeg_is_whole_with_its_own_end_whatever_follows(name: str) -> None:
     film = Random(0).randbytes(200_000) + b"\xff\xda\xff"  # what a phone's motion photo has behind the picture
     assert load_image(data + film).pixels.tobytes() == load_image(data).pixels.tobytes()
     assert not any(is_whole(data[:length]) for length in range(len(data)))
+
+
+def test_a_jpeg_may_have_many_scans() -> None:
+    assert load_image(jpeg_of_scans(100)).pixels.getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_of_several_pictures_in_a_jpeg_the_first_counts() -> None:
