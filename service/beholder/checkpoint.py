@@ -4,6 +4,7 @@
     reward.json                                                 the Manifest below
     golden/golden.jsonl, golden/*                               samples with the scores that training computed
     history.json                                                what training logged, where it trained
+    proxy/                                                      the proxy, where it was kept, with reward_input.json
 
 reward.json records the sha256 of every other file. `fingerprint` is the sha256 of those, so two checkpoints that may
 score differently never share one.
@@ -23,12 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from beholder.errors import CheckpointCorrupt, CheckpointError
 from beholder.images import LoadedImage, load_image_file
-from beholder.prompts import Conversation, single_turn
+from beholder.prompts import Conversation, ModelInput, PromptRenderer, single_turn
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "reward.json"
 GOLDEN_FOLDER = "golden"
 GOLDEN_NAME = "golden.jsonl"
+INPUT_NAME = "reward_input.json"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -69,6 +71,8 @@ class Manifest(_Strict):
     chat_template_sha256: str
     processor: dict[str, Any]
     dtype: Dtype
+    input: ModelInput = "image"
+    """What the model was trained on of a sample's images; checkpoints from before this was written read them."""
     calibration: Calibration | None = None
     within_prompt_spread: float = Field(gt=0)
     """Mean over prompts of the standard deviation of the rewards of a prompt's responses."""
@@ -77,6 +81,12 @@ class Manifest(_Strict):
     evaluation: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     """sha256 of every other file in the folder, by relative path."""
+
+
+class _Input(_Strict):
+    """reward_input.json."""
+
+    input: ModelInput
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,10 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """64 hex digits that change with any file of the checkpoint."""
         return hashlib.sha256(json.dumps(self.manifest.files, sort_keys=True).encode()).hexdigest()
+
+    def renderer(self) -> PromptRenderer:
+        """Of prompts as the model was trained to read them. Raises CheckpointError."""
+        return PromptRenderer.from_folder(self.folder, self.manifest.input)
 
     def golden(self) -> list[GoldenSample]:
         path = self.folder / GOLDEN_FOLDER / GOLDEN_NAME
@@ -130,6 +144,20 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     checkpoint = Checkpoint(folder, manifest)
     _check_head(checkpoint)
     return checkpoint
+
+
+def write_input(folder: Path, model_input: ModelInput) -> None:
+    """Beside the weights of a model without manifest (a proxy/): what it was trained on."""
+    (folder / INPUT_NAME).write_text(json.dumps({"input": model_input}) + "\n")
+
+
+def read_input(folder: Path) -> ModelInput | None:
+    """What `write_input` wrote; None where it did not. Raises CheckpointError."""
+    path = folder / INPUT_NAME
+    try:
+        return _Input.model_validate_json(path.read_text()).input if path.is_file() else None
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{path}: {_first_line(error)}") from None
 
 
 def verify_files(checkpoint: Checkpoint) -> None:

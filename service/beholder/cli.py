@@ -86,6 +86,9 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-name", metavar="NAME", help="the base model, for the record (default: the config's)")
     parser.add_argument("--head-file", type=Path, metavar="FILE", help="the head, where it is apart from the model")
     parser.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja, instead of the folder's own")
+    inputs = ("image", "text", "blank_image")
+    help_text = "what it was trained on of a sample's images; text: nothing (default: as FOLDER says, else image)"
+    parser.add_argument("--input", choices=inputs, help=help_text)
     parser.set_defaults(run=_adopt)
 
 
@@ -213,6 +216,7 @@ def _adopt(options: argparse.Namespace) -> int:
         base_name=options.base_name,
         head_file=options.head_file,
         chat_template=options.chat_template,
+        model_input=options.input,
     )
     print(f"{checkpoint.folder}: {checkpoint.manifest.architecture}, fingerprint {checkpoint.fingerprint}")
     print(f"next: beholder verify {checkpoint.folder}")

@@ -40,10 +40,11 @@ def write_golden_samples(
 ) -> None:
     """Write images and scored samples under `folder`/golden.
 
-    `score` is the float32 reward of a prompt. One source at least has an image, unless the model reads text alone.
+    `score` is the float32 reward of a prompt. One source at least has an image, unless the model reads text alone;
+    then the samples have none.
     """
     (folder / GOLDEN_FOLDER).mkdir()
-    if renderer.image_token_id is None:
+    if renderer.image_token_id is None or renderer.model_input == "text":
         unscored = _text_samples(renderer, sources)
     else:
         unscored = _pictured_samples(folder, renderer, sources)

@@ -70,7 +70,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[Engine, Checkpoint,
     """The engine that `settings` choose, started; stopped after the block. Raises BeholderError."""
     checkpoint = read_checkpoint(settings.checkpoint)
     engine = create_engine(settings, checkpoint)
-    renderer = PromptRenderer.from_folder(checkpoint.folder)
+    renderer = checkpoint.renderer()
     try:
         await engine.start()
         yield engine, checkpoint, renderer

@@ -26,7 +26,7 @@ class Model:
     def open(cls, settings: Settings) -> Self:
         """The model that `settings` choose; its engine is not started. Raises CheckpointError, ConfigurationError."""
         checkpoint = read_checkpoint(settings.checkpoint)
-        renderer = PromptRenderer.from_folder(checkpoint.folder)
+        renderer = checkpoint.renderer()
         return cls(settings, create_engine(settings, checkpoint), checkpoint, renderer)
 
     @cached_property

@@ -6,22 +6,27 @@ text is ever interpreted by the template, and a special token written in a text 
 is encoded as plain characters: it cannot end a turn, add an image or cut a response. For text without special tokens
 the ids are exactly those of the rendered string.
 
+A model that was trained without images, or with blank ones, is shown what it was trained on, whatever a sample holds.
+
 Each image stands as one placeholder token; engines expand it (expansion depends on the picture's size).
 """
 
+import copy
 import json
 import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from beholder.errors import CheckpointError, EmptyResponse, ImageMismatch, InvalidText
-from beholder.images import LoadedImage
+from beholder.images import LoadedImage, blank_image
 
 Role = Literal["system", "user", "assistant"]
+ModelInput = Literal["image", "text", "blank_image"]
+"""What a model was trained on of a sample's images: themselves, nothing, or a white square in place of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,14 @@ def single_turn(prompt: str, image_count: int) -> Conversation:
     return (Turn("user", (*[IMAGE] * image_count, prompt)),)
 
 
+def without_images(conversation: Conversation) -> Conversation:
+    """The same turns without their image slots."""
+    return tuple(
+        replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, str)) or ("",))
+        for turn in conversation
+    )
+
+
 _SENTINEL = "\ue0f0{}\ue0f1"
 _SENTINEL_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
 _Shape = tuple[tuple[Role, tuple[bool, ...]], ...]  # a conversation without its texts; True is an image slot
@@ -66,11 +79,13 @@ class PromptRenderer:
     """Renders for one checkpoint.
 
     `tokenizer` is a fast Hugging Face tokenizer with a chat template, `image_token_id` the placeholder's id, or None
-    for a text-only model. Raises CheckpointError when template and tokenizer cannot be rendered exactly.
+    for a text-only architecture; `model_input` is what the model was trained on. Raises CheckpointError when template
+    and tokenizer cannot be rendered exactly.
     """
 
-    def __init__(self, tokenizer: Any, image_token_id: int | None) -> None:
+    def __init__(self, tokenizer: Any, image_token_id: int | None, model_input: ModelInput = "image") -> None:
         self.image_token_id = image_token_id
+        self.model_input: ModelInput = model_input
         self._template = tokenizer
         image_token = None if image_token_id is None else tokenizer.convert_ids_to_tokens(image_token_id)
         self._backend, self._special_ids = _plain_backend(tokenizer, image_token)
@@ -81,12 +96,18 @@ class PromptRenderer:
         self._check_exact()
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "PromptRenderer":
+    def from_folder(cls, folder: Path, model_input: ModelInput = "image") -> "PromptRenderer":
         """The renderer of a checkpoint or base model folder."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return cls(tokenizer, read_image_token_id(folder))
+        return cls(tokenizer, read_image_token_id(folder), model_input)
+
+    def reading(self, model_input: ModelInput) -> "PromptRenderer":
+        """The same template and tokenizer for a model that was trained on this input."""
+        other = copy.copy(self)
+        other.model_input = model_input
+        return other
 
     @property
     def chat_template(self) -> str:
@@ -103,17 +124,21 @@ class PromptRenderer:
         return list(self._special_ids)
 
     def render(self, conversation: Conversation, response: str, images: Sequence[LoadedImage] = ()) -> Prompt:
-        """The prompt for `response` as the assistant's answer to `conversation`.
+        """The prompt for `response` as the assistant's answer to `conversation`, as the model was trained to read it.
 
         Raises EmptyResponse, ImageMismatch, InvalidText.
         """
         if not response.strip():
             raise EmptyResponse("the response is empty: a reward needs a response")
         slots = sum(part is IMAGE for turn in conversation for part in turn.parts)
-        if self.image_token_id is None and (slots or images):
+        if self.image_token_id is None and self.model_input != "text" and (slots or images):
             raise ImageMismatch("this reward model reads text alone: leave the images out, or serve a model that sees")
         if slots != len(images):
             raise ImageMismatch(f"the conversation has {slots} image places but {len(images)} images were given")
+        if self.model_input == "text":
+            conversation, images = without_images(conversation), ()
+        elif self.model_input == "blank_image":
+            images = [blank_image()] * len(images)
         return Prompt(self.token_ids(conversation, response), tuple(images))
 
     def token_ids(self, conversation: Conversation, response: str) -> tuple[int, ...]:

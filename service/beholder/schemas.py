@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from beholder import examples
 from beholder.image_sources import ImageSource, Inline, Link, Stored
-from beholder.prompts import IMAGE, Conversation, ImageSlot, Turn, single_turn
+from beholder.prompts import IMAGE, Conversation, ImageSlot, ModelInput, Turn, single_turn
 
 MAX_BATCH = 512
 MAX_IMAGES = 64
@@ -218,7 +218,11 @@ class ImageReceipt(_Strict):
 
 
 class ModelCard(_Strict):
-    """A model that is served. `names` are what requests may have as `model`."""
+    """A model that is served. `names` are what requests may have as `model`.
+
+    `input`: what it was trained on of a request's images, and so reads: `image`, `text` (nothing) or `blank_image` (a
+    white square in place of each).
+    """
 
     id: str
     names: list[str]
@@ -227,6 +231,7 @@ class ModelCard(_Strict):
     base_model: str
     architecture: str
     algorithm: str
+    input: ModelInput
     dtype: str
     calibrated: bool
     max_tokens: int

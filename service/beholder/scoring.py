@@ -21,7 +21,7 @@ from beholder.image_sources import ImageLoader, ImageSource, RequestImages
 from beholder.in_flight import InFlight
 from beholder.metrics import Metrics
 from beholder.models import Model
-from beholder.prompts import Conversation, Prompt
+from beholder.prompts import Conversation, Prompt, without_images
 from beholder.rewards import normalize
 from beholder.truncation import ATTEMPTS, shorten
 
@@ -143,7 +143,8 @@ class Scorer:
 
     async def _score_shortened(self, sample: Sample, prompt: Prompt, error: PromptTooLong) -> EngineScore:
         """Images are known to be as large only once the engine has expanded them, so this may take several tries."""
-        conversation = sample.conversation
+        # What the model does not read has left the prompt already: its slots go too.
+        conversation = sample.conversation if prompt.images else without_images(sample.conversation)
         for _ in range(ATTEMPTS):
             conversation = await asyncio.to_thread(shorten, self._renderer, conversation, error)
             shorter = await asyncio.to_thread(self._renderer.render, conversation, sample.response, prompt.images)

@@ -3,27 +3,22 @@
 Knows of models, prompts and records; not of losses or training.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from beholder.checkpoint import read_checkpoint
-from beholder.images import LoadedImage, load_image_file
+from beholder.checkpoint import read_checkpoint, read_input
+from beholder.images import LoadedImage, blank_image, load_image_file
 from beholder.lru import ByteBoundedCache
 from beholder.modeling.inputs import EncodedGroup, PromptEncoder, collate, to_device
 from beholder.modeling.reward_model import RewardModel
-from beholder.prompts import PromptRenderer, single_turn
+from beholder.prompts import ModelInput, PromptRenderer, single_turn
 from beholder_training.data import Record
-
-BLANK_SIDE = 224  # pixels of the white square that the published code's proxy sees
 
 
 @dataclass
@@ -60,18 +55,31 @@ class Branch:
 
     @classmethod
     def from_checkpoint(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "Branch":
-        """The main branch that an exported checkpoint holds, with its head."""
-        return cls.from_weights(folder, dtype, backend=read_checkpoint(folder).manifest.processor.get("backend"))
+        """The main branch that an exported checkpoint holds, with its head; it reads what it was trained on."""
+        manifest = read_checkpoint(folder).manifest
+        return cls._from_weights(folder, manifest.input, dtype, manifest.processor.get("backend"))
 
     @classmethod
-    def from_weights(
-        cls, folder: Path, dtype: torch.dtype = torch.float32, sees_images: bool = True, backend: str | None = None
+    def from_proxy(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "Branch":
+        """The proxy/ of a checkpoint, with its head. Those from before their input was written read text alone."""
+        return cls._from_weights(folder, read_input(folder) or "text", dtype)
+
+    @classmethod
+    def _from_weights(
+        cls, folder: Path, model_input: ModelInput, dtype: torch.dtype, backend: str | None = None
     ) -> "Branch":
-        """A trained model without manifest, with its head: the proxy/ of a checkpoint."""
         model = RewardModel.from_checkpoint(folder, dtype)
         renderer = PromptRenderer.from_folder(folder)
         encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, cache_bytes=0, backend=backend)
-        return cls(model, renderer, encoder, sees_images, folder)
+        blank = model_input == "blank_image"
+        return cls(model, renderer, encoder, model_input != "text", folder, blank_images=blank)
+
+    @property
+    def input(self) -> ModelInput:
+        """What it reads of a record's images."""
+        if not self.sees_images:
+            return "text"
+        return "blank_image" if self.blank_images else "image"
 
     def encode(self, record: Record) -> list[EncodedGroup]:
         """The record's responses as rows of a batch: one packed row, or one each. Kept within a bound of 2 GiB."""
@@ -89,7 +97,7 @@ class Branch:
     def _images(self, record: Record) -> list[LoadedImage]:
         if not self.sees_images:
             return []
-        return [_blank_image() if self.blank_images else load_image_file(path) for path in record.images]
+        return [blank_image() if self.blank_images else load_image_file(path) for path in record.images]
 
     def collate(self, records: Sequence[Record]) -> dict[str, Any]:
         """The batch of `records`, as `RewardModel.forward` takes it."""
@@ -114,12 +122,6 @@ class Branch:
                 scores += [[next(flat) for _ in record.responses] for record in batch]
                 bar.update(len(batch))
         return scores
-
-
-@cache
-def _blank_image() -> LoadedImage:
-    pixels = Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (255, 255, 255))
-    return LoadedImage(pixels, hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
 def resolve_base(base: str) -> Path:

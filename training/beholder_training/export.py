@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from beholder.checkpoint import Calibration, Checkpoint, Dtype, Manifest, atomic_folder, write_manifest
+from beholder.checkpoint import Calibration, Checkpoint, Dtype, Manifest, atomic_folder, write_input, write_manifest
 from beholder.errors import CheckpointError
 from beholder.golden_samples import write_golden_samples
 from beholder.modeling.reward_model import cast_parameters
@@ -42,8 +42,8 @@ def export(
     """Write the checkpoint to `output`, whole or not at all.
 
     Weights are rounded to `dtype`; golden scores, calibration and spread are computed in float32 with the rounded
-    weights on the `held_out` records. `proxy` is kept in proxy/, for audits; `history`, the log lines of
-    the training steps, in history.json. Raises CheckpointError when `output` exists.
+    weights on the `held_out` records, as the branch reads them. `proxy` is kept in proxy/, for audits; `history`, the
+    log lines of the training steps, in history.json. Raises CheckpointError when `output` exists.
     """
     cast_parameters(branch.model.backbone, getattr(torch, dtype))
     cast_parameters(branch.model.backbone, torch.float32)
@@ -52,9 +52,10 @@ def export(
         if proxy is not None:
             (folder / PROXY_FOLDER).mkdir()
             write_model(folder / PROXY_FOLDER, proxy, dtype)
+            write_input(folder / PROXY_FOLDER, proxy.input)
         if history:
             (folder / HISTORY_NAME).write_text(json.dumps(list(history), indent=1) + "\n")
-        write_golden_samples(folder, branch.renderer, partial(_score, branch), held_out)
+        write_golden_samples(folder, branch.renderer.reading(branch.input), partial(_score, branch), held_out)
         scores = branch.score(held_out, label="calibrating")
         manifest = Manifest(
             base_model=base_model,
@@ -64,6 +65,7 @@ def export(
             chat_template_sha256=hashlib.sha256(branch.renderer.chat_template.encode()).hexdigest(),
             processor=branch.encoder.processor_settings(),
             dtype=dtype,
+            input=branch.input,
             calibration=_calibration(scores),
             within_prompt_spread=_spread(scores),
             bf16_error=bf16_error(branch, held_out, scores),

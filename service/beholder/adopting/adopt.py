@@ -20,14 +20,14 @@ from beholder.adopting.layouts import Move
 from beholder.adopting.plan import Plan, make_plan
 from beholder.adopting.samples import Sample, pictured_samples, text_samples
 from beholder.adopting.source import Source, Weights, read_weights
-from beholder.checkpoint import Checkpoint, Manifest, atomic_folder, write_manifest
+from beholder.checkpoint import Checkpoint, Manifest, atomic_folder, read_input, write_manifest
 from beholder.errors import CheckpointError
 from beholder.golden_samples import write_golden_samples
 from beholder.images import load_image_file
 from beholder.modeling.inputs import PromptEncoder
 from beholder.modeling.reward_model import RewardModel, quiet_transformers
 from beholder.modeling.scoring import score_prompts
-from beholder.prompts import Prompt, PromptRenderer, single_turn
+from beholder.prompts import ModelInput, Prompt, PromptRenderer, single_turn
 from beholder.rewards import within_prompt_spread
 
 ALGORITHM = "adopted"
@@ -43,11 +43,13 @@ def adopt(
     base_name: str | None = None,
     head_file: Path | None = None,
     chat_template: Path | None = None,
+    model_input: ModelInput | None = None,
 ) -> Checkpoint:
     """Write the checkpoint of the reward model in `folder` to `output`.
 
     `head_file` holds the head where it is neither in the model nor in value_head.*; `chat_template` (Jinja) replaces
-    the folder's own. Raises CheckpointError, with the weights that do not map, and leaves nothing behind.
+    the folder's own; `model_input` is what the model was trained on, by default what the folder says (a proxy/ does),
+    else images. Raises CheckpointError, with the weights that do not map, and leaves nothing behind.
     """
     source = Source(folder, head_file)
     with quiet_transformers(), atomic_folder(output) as scratch:
@@ -57,7 +59,8 @@ def adopt(
         served = plan.architecture.served_config(config, plan.dtype)
         (scratch / "config.json").write_text(json.dumps(served, indent=2) + "\n")
         backend = _write_processor(scratch, source, plan, chat_template)
-        manifest = _measure(scratch, source, plan, backend, base_name or _base_name(source))
+        reads = model_input or read_input(folder) or "image"
+        manifest = _measure(scratch, source, plan, backend, base_name or _base_name(source), reads)
         complete = write_manifest(scratch, manifest).manifest
     return Checkpoint(output, complete)
 
@@ -117,9 +120,11 @@ def _read_template(path: Path) -> str:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _measure(folder: Path, source: Source, plan: Plan, backend: str | None, base_name: str) -> Manifest:
+def _measure(
+    folder: Path, source: Source, plan: Plan, backend: str | None, base_name: str, model_input: ModelInput
+) -> Manifest:
     """Write the golden samples of the checkpoint in `folder`; its manifest."""
-    renderer = _renderer(folder, source)
+    renderer = _renderer(folder, source, model_input)
     _check_last_token(source, plan, renderer)
     encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, backend=backend)
     model: Any = RewardModel.from_checkpoint(folder).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -141,13 +146,14 @@ def _measure(folder: Path, source: Source, plan: Plan, backend: str | None, base
         chat_template_sha256=hashlib.sha256(renderer.chat_template.encode()).hexdigest(),
         processor=encoder.processor_settings(),
         dtype=plan.dtype,
+        input=model_input,
         within_prompt_spread=spread,
     )
 
 
-def _renderer(folder: Path, source: Source) -> PromptRenderer:
+def _renderer(folder: Path, source: Source, model_input: ModelInput) -> PromptRenderer:
     try:
-        return PromptRenderer.from_folder(folder)
+        return PromptRenderer.from_folder(folder, model_input)
     except CheckpointError as error:
         raise CheckpointError(f"{source.folder}: {error}; --chat-template takes another template") from None
 

@@ -51,6 +51,7 @@ def _card(model: Model) -> ModelCard:
         base_model=manifest.base_model,
         architecture=manifest.architecture,
         algorithm=manifest.algorithm,
+        input=manifest.input,
         dtype=model.dtype,
         calibrated=model.calibration is not None,
         max_tokens=model.engine.max_tokens,

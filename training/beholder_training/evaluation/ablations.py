@@ -51,4 +51,4 @@ ABLATIONS: dict[str, Ablation] = {
 
 
 def _pictured(branch: Branch, records: Sequence[Record]) -> bool:
-    return branch.sees_images and any(record.images for record in records)
+    return branch.input == "image" and any(record.images for record in records)

@@ -91,10 +91,10 @@ def _history(path: Path) -> list[dict[str, float]]:
 
 
 def text_only_branch(folder: Path) -> Branch:
-    """A checkpoint, or the proxy/ of one, that reads no images."""
-    if (folder / MANIFEST_NAME).is_file():
-        return replace(Branch.from_checkpoint(folder), sees_images=False)
-    return Branch.from_weights(folder, sees_images=False)
+    """A checkpoint, or the proxy/ of one, that reads no images. Blank ones stay where it was trained with them."""
+    is_checkpoint = (folder / MANIFEST_NAME).is_file()
+    branch = Branch.from_checkpoint(folder) if is_checkpoint else Branch.from_proxy(folder)
+    return branch if branch.blank_images else replace(branch, sees_images=False)
 
 
 def read_tests(files: Sequence[Path], image_root: Path | None = None) -> list[TestSet]:

@@ -100,6 +100,7 @@ class Evaluation:
                     "name": model.name,
                     "folder": str(model.folder),
                     "algorithm": model.algorithm,
+                    "input": model.branch.input,
                     "fingerprint": model.fingerprint,
                     "mean_iid_accuracy": self.mean(model.name, "iid"),
                     "mean_ood_accuracy": self.mean(model.name, "ood"),
