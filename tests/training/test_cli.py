@@ -28,8 +28,12 @@ def test_train_writes_a_whole_checkpoint_that_evaluate_reads(
     manifest = checkpoint.manifest
     assert (manifest.algorithm, manifest.architecture) == ("proxy_balanced", "Qwen3VLForSequenceClassification")
     assert manifest.evaluation["pairs"] == 3 * 64
+    assert main(["evaluate", str(tmp_path / "rm"), str(world / "length" / "responses.jsonl")]) == 0
+    same = f"{manifest.evaluation['held_out_accuracy']:.3f} ± {manifest.evaluation['half_width_95']:.3f}"
+    printed = capsys.readouterr().out
+    assert f"serve it: beholder serve {tmp_path / 'rm'}" in printed
+    assert printed.count(same) == 2  # what training printed, and evaluate on the same records
     assert manifest.processor["backend"] == "torchvision"
-    assert f"serve it: beholder serve {tmp_path / 'rm'}" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "rm"), str(world / "length" / "iid.jsonl")]) == 0
     assert "over 64 pairs" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ from beholder_training.evaluation.metrics import (
     record_of_pair,
     reliability,
     shortcut_failure,
+    top1,
 )
 from beholder_training.evaluation.statistics import Values, estimate, over_seeds
 
@@ -81,6 +82,42 @@ def test_margins_that_are_log_odds_are_calibrated_and_doubled_ones_are_not() -> 
     assert calibration_error(bins) < 0.02
     assert calibration_error(reliability(4 * np.abs(log_odds) * right)) > 0.1
     assert sum(each.accuracy.count for each in bins) == 20_000
+
+
+def test_a_constant_model_is_at_chance_whatever_the_order_of_the_responses() -> None:
+    qualities = [(2.0, 1.0, 0.0), (0.0, 2.0, 2.0)]
+    records, scores = [record(*each) for each in qualities], [[0.5] * 3, [-1.0] * 3]
+    assert top1(records, scores).tolist() == pytest.approx([1 / 3, 2 / 3])
+    assert [each.mean for each in best_of_n(records, scores)] == pytest.approx([7 / 6] * 3)
+
+
+def test_a_tie_below_the_best_changes_no_top1_and_best_of_n_is_its_mean_over_the_orders() -> None:
+    from itertools import permutations
+
+    ranked, scores = record(3.0, 0.0, 4.0, 1.0), [1.0, 0.0, 0.0, -1.0]
+    assert top1([ranked], [scores]).tolist() == [0.0]
+    split = [[1.0, *tied, -1.0] for tied in permutations((0.0, 0.1))]
+    expected = np.mean([[each.mean for each in best_of_n([ranked], [order])] for order in split], axis=0)
+    assert [each.mean for each in best_of_n([ranked], [scores])] == pytest.approx(expected.tolist())
+
+
+def test_sfd_has_the_interval_of_new_records_when_its_sides_share_them() -> None:
+    """Three pairs a record with an effect of the record, on which the text-only model is right or wrong by pair."""
+    rng, found = np.random.default_rng(3), []
+    for _ in range(400):
+        model = (rng.normal(0, 1.5, (150, 1)) + rng.normal(size=(150, 3)) > -1).astype(float).ravel()
+        text = (rng.random(450) < 0.6).astype(float)
+        each = shortcut_failure(model, text, np.repeat(np.arange(150), 3))
+        assert each is not None
+        found.append((each.degradation, each.half_width))
+    truth = 1.96 * np.std([degradation for degradation, _ in found])
+    assert np.mean([half_width for _, half_width in found]) == pytest.approx(truth, rel=0.1)
+
+
+def test_calibration_intervals_take_the_pairs_of_a_record_together() -> None:
+    margins, records = np.repeat([1.0, -1.0], 150), np.repeat(np.arange(100), 3)
+    (alone,), (together,) = reliability(margins, bins=1), reliability(margins, records, bins=1)
+    assert together.accuracy.half_width == pytest.approx(3**0.5 * alone.accuracy.half_width, rel=0.01)
 
 
 def test_best_of_n_is_exact_over_the_draws() -> None:

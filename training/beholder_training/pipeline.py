@@ -14,7 +14,7 @@ from beholder_training.branch import Branch
 from beholder_training.checking import Checked, Examine, PictureCheck, check_files
 from beholder_training.config import TrainingConfig
 from beholder_training.data import ImagePlaces, Record, fingerprint, read_records, repeat_by_weight, with_pairs
-from beholder_training.evaluation import estimate, pair_outcomes
+from beholder_training.evaluation import estimate, pair_outcomes, record_of_pair
 from beholder_training.export import export
 from beholder_training.probe import choose_packing
 from beholder_training.runs import latest_checkpoint, remove_checkpoints, train
@@ -47,7 +47,7 @@ def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None
         return None
     main.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = random.Random(config.seed).sample(held_out, min(config.calibration_records, len(held_out)))
-    accuracy = estimate(pair_outcomes(chosen, main.score(chosen, label="evaluating")))
+    accuracy = estimate(pair_outcomes(chosen, main.score(chosen, label="evaluating")), record_of_pair(chosen))
     checkpoint = export(
         main,
         config.output,

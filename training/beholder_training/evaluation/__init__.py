@@ -8,7 +8,17 @@ suite.py        several models on several test sets -> one Evaluation
 inputs.py       models and test sets, from paths
 """
 
-from beholder_training.evaluation.metrics import Scores, calibrate, chance_top1, pair_outcomes, top1
+from beholder_training.evaluation.metrics import Scores, calibrate, chance_top1, pair_outcomes, record_of_pair, top1
 from beholder_training.evaluation.statistics import Estimate, estimate, paired_difference
 
-__all__ = ["Estimate", "Scores", "calibrate", "chance_top1", "estimate", "pair_outcomes", "paired_difference", "top1"]
+__all__ = [
+    "Estimate",
+    "Scores",
+    "calibrate",
+    "chance_top1",
+    "estimate",
+    "pair_outcomes",
+    "paired_difference",
+    "record_of_pair",
+    "top1",
+]

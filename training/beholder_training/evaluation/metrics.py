@@ -49,12 +49,12 @@ def pair_outcomes(records: Sequence[Record], scores: Scores) -> Values:
 
 
 def top1(records: Sequence[Record], scores: Scores) -> Values:
-    """For each record 1 where a response of the greatest quality scores highest."""
-    hits = [
-        record.qualities[int(np.argmax(rewards))] == max(record.qualities)
-        for record, rewards in zip(records, scores, strict=True)
-    ]
-    return np.asarray(hits, dtype=np.float64)
+    """For each record 1 where a response of the greatest quality scores highest; of a tie at the top, its share."""
+    shares = []
+    for record, rewards in zip(records, scores, strict=True):
+        first = [quality for quality, reward in zip(record.qualities, rewards, strict=True) if reward == max(rewards)]
+        shares.append(first.count(max(record.qualities)) / len(first))
+    return np.asarray(shares, dtype=np.float64)
 
 
 def chance_top1(records: Sequence[Record]) -> float:
@@ -73,12 +73,18 @@ class ShortcutFailure:
 
 
 def shortcut_failure(model: Values, text_only: Values, groups: Groups | None = None) -> ShortcutFailure | None:
-    """SFD_FORMULA, over the outcomes of the same pairs; None where either side has fewer than MIN_GROUP pairs."""
+    """SFD_FORMULA, over the outcomes of the same pairs; None where either side has fewer than MIN_GROUP pairs.
+
+    The interval is that of a difference of two means whose sides may share records (`groups`).
+    """
     right, wrong = text_only > 0.5, text_only < 0.5
     if min(right.sum(), wrong.sum()) < MIN_GROUP:
         return None
     first, second = (estimate(model[side], None if groups is None else groups[side]) for side in (right, wrong))
-    half_width = float(np.hypot(first.half_width, second.half_width))
+    # What each pair contributes to the difference, times the number of pairs, so that its mean is the difference.
+    shares = len(model) * (right / right.sum() - wrong / wrong.sum())
+    centred = model - np.where(right, first.mean, second.mean)
+    half_width = estimate(shares * centred, groups).half_width
     return ShortcutFailure(first.mean - second.mean, half_width, first, second)
 
 
@@ -90,12 +96,17 @@ class ReliabilityBin:
     accuracy: Estimate
 
 
-def reliability(margins: Values, bins: int = 10) -> list[ReliabilityBin]:
-    """Bins of equal numbers of pairs, by growing confidence."""
+def reliability(margins: Values, records: Groups | None = None, bins: int = 10) -> list[ReliabilityBin]:
+    """Bins of equal numbers of pairs, by growing confidence. `records` are as `record_of_pair` gives them."""
     confidence, right = 1 / (1 + np.exp(-np.abs(margins))), outcomes(margins)
     order = np.argsort(confidence, kind="stable")
-    groups = np.array_split(order, min(bins, max(len(order) // MIN_GROUP, 1)))
-    return [ReliabilityBin(float(confidence[group].mean()), estimate(right[group])) for group in groups]
+    parts = np.array_split(order, min(bins, max(len(order) // MIN_GROUP, 1)))
+    return [
+        ReliabilityBin(
+            float(confidence[part].mean()), estimate(right[part], None if records is None else records[part])
+        )
+        for part in parts
+    ]
 
 
 def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
@@ -108,14 +119,20 @@ def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
 def best_of_n(records: Sequence[Record], scores: Scores) -> list[Estimate]:
     """For N = 1, 2, ..: the mean quality of the response that scores highest among N drawn without replacement.
 
-    Exact over the draws; N goes to the smallest number of responses of a record. Intervals are over records.
+    Exact over the draws, and over the order of responses that tie; N goes to the smallest number of responses of a
+    record. Intervals are over records.
     """
     limit = min(len(record.responses) for record in records)
-    qualities = [
-        [record.qualities[index] for index in np.argsort(-np.asarray(rewards), kind="stable")]
-        for record, rewards in zip(records, scores, strict=True)
-    ]
+    qualities = [_ranked(record.qualities, rewards) for record, rewards in zip(records, scores, strict=True)]
     return [estimate(np.asarray([_best_of(ranked, drawn) for ranked in qualities])) for drawn in range(1, limit + 1)]
+
+
+def _ranked(qualities: Sequence[float], rewards: Sequence[float]) -> list[float]:
+    """Qualities, best reward first; where rewards tie, the mean of the tied ones at each of their ranks."""
+    tied: dict[float, list[float]] = {}
+    for quality, reward in zip(qualities, rewards, strict=True):
+        tied.setdefault(reward, []).append(quality)
+    return [sum(tied[reward]) / len(tied[reward]) for reward in sorted(rewards, reverse=True)]
 
 
 def _best_of(ranked: Sequence[float], drawn: int) -> float:

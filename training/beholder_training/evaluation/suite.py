@@ -142,7 +142,7 @@ def _result(model: Model, test: TestSet, home: str | None, ablate: bool) -> Resu
     text_only = None
     if model.text_only is not None:
         text_only = pair_outcomes(records, model.text_only.score(records, label=f"{label}, text-only model"))
-    bins = reliability(margins)
+    bins = reliability(margins, groups)
     several = min(len(record.responses) for record in records) > 2
     return Result(
         model=model.name,
