@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from beholder.errors import DataError
-from beholder_training.data import parse_record, read_records, with_pairs
+from beholder_training.data import parse_record, read_records, scan, with_pairs
 from tests.pictures import png
 
 
@@ -69,6 +69,21 @@ def test_a_bad_record_is_named(folder: Path, raw: Any, message: str) -> None:
         parse_record(raw, folder, "data.jsonl:3")
     assert str(caught.value).startswith("data.jsonl:3: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field", ["iVBORw0KGgo" * 500, "data:image/png;base64,iVBORw0KGgo=", "a\0b.png"], ids=["base64", "data URL", "null"]
+)
+def test_an_image_field_that_is_no_path_is_that_records_problem(folder: Path, field: str) -> None:
+    file = folder / "data.jsonl"
+    good = {"prompt": "?", "img_path": "a.png", "chosen": "A", "rejected": "B"}
+    file.write_text("".join(json.dumps(line) + "\n" for line in ({**good, "img_path": field}, good)))
+    (bad, (problem,)), (record, none) = scan([file])
+    assert (bad, problem.where, problem.kind) == (None, f"{file}:1", "bad-image-field")
+    assert "is no path: write the picture to a file" in problem.message
+    assert len(problem.message) < 200
+    assert record is not None
+    assert not none
 
 
 def test_a_line_that_is_not_json_is_named(folder: Path) -> None:

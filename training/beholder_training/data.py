@@ -4,8 +4,10 @@
 pixels is checked when a file is read; checking.py decodes the pictures too.
 """
 
+import errno
 import hashlib
 import random
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from beholder.records.layouts import Fields, parse_fields
 from beholder.records.problems import BadRecord, Problem
 from beholder.records.sources import read_rows
 from beholder_training.embedded import default_image_cache, store_image
+
+_SHOWN = 40  # characters of an image field that is no path
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,26 @@ def _rated(fields: Fields, where: str) -> tuple[tuple[str, ...], tuple[float, ..
 def _image_path(image: str | bytes, folder: Path, places: ImagePlaces, where: str) -> Path:
     if isinstance(image, bytes):
         return store_image(image, places.cache or default_image_cache())
+    if image.startswith("data:"):
+        raise _no_path(image, where)
     path = (places.root or folder) / image
-    if not path.is_file():
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_file = False
+    except ValueError:
+        raise _no_path(image, where) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise _no_path(image, where) from None
+        raise BadRecord(where, "missing-image", f"image {path}: {error.strerror}") from None
+    if not is_file:
         raise BadRecord(where, "missing-image", f"image {path} does not exist")
     return path
+
+
+def _no_path(image: str, where: str) -> BadRecord:
+    """A data URL, base64, or a text that no file system takes for a path."""
+    shown = image if len(image) <= _SHOWN else f"{image[:_SHOWN]}..."
+    remedy = "write the picture to a file and give its path, or its bytes in parquet"
+    return BadRecord(where, "bad-image-field", f"image {shown!r} ({len(image)} characters) is no path: {remedy}")
