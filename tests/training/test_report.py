@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from beholder_training.report.evaluation import write_report
 from beholder_training.report.figures import heat_map
 from beholder_training.report.page import Exhibit, Section, render
 from beholder_training.worlds import COLOURS, STYLES, phrase
+from tests.pictures import png
+from tests.training.hostile import PAIR, rated
 
 HOSTILE = "</p><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> {{ 7 * 7 }} $x_{$"
 
@@ -90,6 +93,41 @@ def test_ablations_take_away_what_they_say(tiny_checkpoint: Path, world: Path) -
     blind = changed["without_images"]
     assert blind is not None
     assert blind[0].score(shown[1]) == scores["without_images"]  # the pictures make no difference any more
+
+
+def write_lines(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_what_check_data_finds_is_left_out_and_counted(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "good.png").write_bytes(png())
+    partly = rated(("A", "N/A"), ("B", "1"), ("C", "4"))
+    equal, tied = {**PAIR, "rejected": PAIR["chosen"]}, rated(("A", "3"), ("B", "3"))
+    file = write_lines(tmp_path / "test.jsonl", PAIR, equal, partly, tied)
+    assert main(["evaluate", str(tiny_checkpoint), str(file), "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "over 2 pairs" in printed.out
+    assert f"{file}: left out: 2 ties-only, 1 duplicate-response, 1 non-numeric-rating" in printed.err
+    (test,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["tests"]
+    assert (test["records"], len(test["left_out"])) == (2, 4)
+    assert test["left_out"][0].startswith(f"{file}:2: duplicate-response: ")
+
+
+def test_a_bad_image_in_any_test_set_is_found_before_anything_is_scored(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Branch, "score", lambda *arguments, **options: pytest.fail("scored"))
+    (tmp_path / "good.png").write_bytes(png())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    first, second = write_lines(tmp_path / "first.jsonl", PAIR), tmp_path / "second.jsonl"
+    write_lines(second, PAIR, {**PAIR, "img_path": "broken.png"})
+    assert main(["evaluate", str(tiny_checkpoint), str(first), str(second)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{second}:2: unreadable-image: image {tmp_path / 'broken.png'}" in error
+    assert "1 unreadable-image in all: list them with `beholder-train check-data`" in error
 
 
 class _Parser(HTMLParser):

@@ -1,6 +1,7 @@
 """Every record of a data set, read, decoded and measured once, with what is wrong by line.
 
-Used by `beholder-train check-data` and at the start of training, so that a run never meets a bad record half-way.
+Used by `beholder-train check-data` and at the start of training and of evaluating, so that a run never meets a bad
+record half-way.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from beholder.records.problems import Problem, counts
 from beholder.records.sources import count_rows
 from beholder_training.data import BESIDE, ImagePlaces, Record, scan
 
+NO_PREFERENCE = "ties-only"  # the kind of problem of records that are well, but have no pair
 Examine = Callable[[Record], object]  # raises a BeholderError when the record cannot be used
 _KINDS: tuple[tuple[type[BeholderError], str], ...] = (
     (PromptTooLong, "too-long"),
@@ -94,7 +96,7 @@ def examine_record(record: Record, examine: Sequence[Examine]) -> tuple[Record |
     record, problems = _without_duplicates(record)
     if not record.pairs():
         left = f"{len(record.responses)} different responses" if problems else "no two responses of different quality"
-        return None, [*problems, Problem(record.where, "ties-only", left)]
+        return None, [*problems, Problem(record.where, NO_PREFERENCE, left)]
     for check in examine:
         try:
             check(record)

@@ -141,6 +141,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
+    from beholder.records.problems import counts
     from beholder_training.evaluation.inputs import home_sets, read_models, read_tests, split_paths
     from beholder_training.evaluation.suite import evaluate
     from beholder_training.report.evaluation import check_output, write_report
@@ -149,6 +150,9 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     if parsed.output is not None:
         check_output(parsed.output)
     tests = read_tests(files, parsed.image_root)
+    for test in tests:
+        if test.left_out:
+            print(f"{test.file}: left out: {counts(test.left_out)}", file=sys.stderr)
     models = read_models(folders, parsed.text_only)
     evaluation = evaluate(models, tests, home_sets(parsed.iid, models, tests), ablate=parsed.output is not None)
     for result in evaluation.results:

@@ -8,8 +8,10 @@ from typing import Any
 
 from beholder.checkpoint import MANIFEST_NAME, read_checkpoint
 from beholder.errors import CheckpointError, DataError
+from beholder.records.problems import Problem, counts
 from beholder_training.branch import Branch
-from beholder_training.data import Record, fingerprint, read_records, with_pairs
+from beholder_training.checking import NO_PREFERENCE, PictureCheck, check_files
+from beholder_training.data import ImagePlaces, Record, fingerprint
 from beholder_training.export import HISTORY_NAME, PROXY_FOLDER
 
 
@@ -31,7 +33,7 @@ class Model:
 
 @dataclass(frozen=True)
 class TestSet:
-    """Records with a preference each. `digest` is the sha256 of `file`."""
+    """Records with a preference each. `digest` is the sha256 of `file`; `left_out` says what of it is not in them."""
 
     __test__ = False  # not one of pytest's
 
@@ -39,6 +41,7 @@ class TestSet:
     file: Path
     records: list[Record]
     digest: str
+    left_out: list[Problem] = field(default_factory=list)
 
 
 def split_paths(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -98,11 +101,23 @@ def text_only_branch(folder: Path) -> Branch:
 
 
 def read_tests(files: Sequence[Path], image_root: Path | None = None) -> list[TestSet]:
-    """Raises DataError for a file that holds a bad record or no preference."""
-    return [
-        TestSet(name, file, with_pairs(read_records([file], image_root)), fingerprint([file]))
-        for name, file in zip(short_names(files), files, strict=True)
-    ]
+    """Every record of every file examined as `check-data` does, with its pictures.
+
+    Equal and unrated responses are left out, and records without a preference. Raises DataError for a file that holds
+    a record that cannot be read, or no preference.
+    """
+    pictures = PictureCheck()
+    return [_read_test(name, file, image_root, pictures) for name, file in zip(short_names(files), files, strict=True)]
+
+
+def _read_test(name: str, file: Path, image_root: Path | None, pictures: PictureCheck) -> TestSet:
+    checked = check_files([file], ImagePlaces(image_root), [pictures])
+    if bad := [problem for problem in checked.problems if problem.fatal and problem.kind != NO_PREFERENCE]:
+        found = f"{counts(bad)} in all: list them with `beholder-train check-data`, and mend or remove these records"
+        raise DataError(f"{bad[0]} ({found})")
+    if not checked.records:
+        raise DataError(f"{file}: none of the {checked.read} records has two responses of different quality")
+    return TestSet(name, file, checked.records, fingerprint([file]), checked.problems)
 
 
 def home_sets(pairs: Sequence[str], models: Sequence[Model], tests: Sequence[TestSet]) -> dict[str, str]:

@@ -109,7 +109,13 @@ class Evaluation:
                 for model in self.models
             ],
             "tests": [
-                {"name": test.name, "file": str(test.file), "sha256": test.digest, "records": len(test.records)}
+                {
+                    "name": test.name,
+                    "file": str(test.file),
+                    "sha256": test.digest,
+                    "records": len(test.records),
+                    "left_out": [str(problem) for problem in test.left_out],
+                }
                 for test in self.tests
             ],
             "results": [
