@@ -1,5 +1,6 @@
 """Every kind of bad record is reported by its line, and none ends a run that skips them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from beholder.records.problems import KINDS, Problem
 from beholder_training.checking import Examine, PictureCheck, check_files
 from beholder_training.cli import main
 from beholder_training.measuring import LengthCheck
-from tests.training.hostile import BAD, write_hostile
+from tests.training.hostile import BAD, PAIR, write_hostile
 
 
 @pytest.fixture
@@ -83,6 +84,24 @@ def test_training_skips_on_request_and_prints_the_counts(
     assert _train(hostile, world, tiny_base, tmp_path / "rm", "skip") == 0
     assert f"{hostile}: {2 * len(BAD)} records read, {len(BAD) + 3} usable" in capsys.readouterr().err
     assert (tmp_path / "rm" / "reward.json").is_file()
+
+
+def test_held_out_records_are_examined_by_the_same_rule(
+    hostile: Path, world: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Partly usable records, and those without a pair, are no better held out than trained on."""
+    lines = [json.dumps(bad) for kind, bad in BAD if kind in ("duplicate-response", "non-numeric-rating", "ties-only")]
+    held_out = hostile.with_name("held_out.jsonl")
+    held_out.write_text("\n".join([*lines, json.dumps(PAIR)]) + "\n")
+    files = ["--train", str(world / "length" / "train_pairs.jsonl"), "--validation", str(held_out)]
+    arguments = ["train", *files, "--base", str(tiny_base), "--output", str(tmp_path / "rm"), "--steps", "1"]
+    settings = ["--algorithm", "standard", "--set", "batch_prompts=2"]
+    assert main([*arguments, *settings]) == 1
+    assert f"error: {held_out}:1: duplicate-response" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert main([*arguments, *settings, "bad_records=skip"]) == 0
+    printed = capsys.readouterr()
+    assert f"{held_out}: 6 records read, 4 usable with 4 pairs; problems: 2 duplicate-response" in printed.err
+    assert "over 4 pairs" in printed.out
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:

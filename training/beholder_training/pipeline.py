@@ -13,9 +13,10 @@ from beholder.errors import CheckpointError, DataError
 from beholder_training.branch import Branch
 from beholder_training.checking import Checked, Examine, PictureCheck, check_files
 from beholder_training.config import TrainingConfig
-from beholder_training.data import ImagePlaces, Record, fingerprint, read_records, repeat_by_weight, with_pairs
+from beholder_training.data import ImagePlaces, Record, fingerprint, repeat_by_weight
 from beholder_training.evaluation import estimate, pair_outcomes, record_of_pair
 from beholder_training.export import export
+from beholder_training.overlap import overlap
 from beholder_training.probe import choose_packing
 from beholder_training.runs import latest_checkpoint, remove_checkpoints, train
 
@@ -39,6 +40,8 @@ def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None
     set_seed(config.seed)
     main, proxy = make_branches(config)
     records, held_out = training_records(config, main), held_out_records(config)
+    if shared := overlap(records, held_out):
+        print(f"warning: {shared}", file=sys.stderr)
     choose_forward(config, main, proxy, records)
     trainer = train(config, records, main, proxy)
     is_first = trainer.is_world_process_zero()
@@ -112,9 +115,12 @@ def check(config: TrainingConfig, files: Sequence[Path], more: Sequence[Examine]
 
 def held_out_records(config: TrainingConfig) -> list[Record]:
     """Records to evaluate and calibrate on, by the same rule for bad ones."""
-    if config.bad_records == "skip":
-        return with_pairs(check(config, config.validation).records)
-    return with_pairs(read_records(config.validation, config.image_root, config.image_cache))
+    checked = check(config, config.validation)
+    if not checked.records:
+        raise DataError(
+            f"no usable record in {', '.join(map(str, config.validation))}: see `beholder-train check-data`"
+        )
+    return checked.records
 
 
 def choose_forward(config: TrainingConfig, main: Branch, proxy: Branch | None, records: Sequence[Record]) -> None:
