@@ -1,11 +1,12 @@
 """Who scores a record: an engine in this process, or running services.
 
-What is wrong with a response or its images is that response's outcome. A fault of the engine or the network is raised:
-it says nothing about the record, and the run can be taken up again.
+What is wrong with a response or its images is that response's outcome. A fault of the engine, of the network or of what
+stands between is raised: it says nothing about the record, and the run can be taken up again.
 """
 
 import asyncio
 import stat
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from beholder.engine import Engine, EngineScore, score_group
 from beholder.errors import (
     BeholderError,
     EngineError,
+    EngineUnavailable,
     ImageError,
     ImageNotFound,
     ImageTooLarge,
     InvalidRequest,
+    ModelNotFound,
+    RequestTimeout,
     TooManyImages,
 )
 from beholder.images import ImageLimits, LoadedImage, load_image, load_image_file
@@ -34,7 +38,7 @@ from beholder.rewards import normalize
 from beholder.settings import Settings
 
 ATTEMPTS: Final = 3
-"""For a response that the engine fails on while it stays alive."""
+"""For a response that the engine, or a service, fails on while it scores others."""
 _PREPARING: Final = 4  # threads
 _REMEMBERED: Final = 8  # pictures: records of one prompt mostly stand beside each other
 
@@ -163,8 +167,21 @@ class ServiceScorer:
         return tuple(map(Outcome, ranking.scores, ranking.normalized))
 
     async def _score(self, task: Task, response: str) -> Outcome:
-        score = await self._client.score(task.prompt, task.images, response)
+        try:
+            score = await self._client.score(task.prompt, task.images, response)
+        except BeholderError as error:
+            if _is_failure(error):
+                await self._require_service(error)
+            raise
         return Outcome(score.score, score.normalized)
+
+    async def _require_service(self, failure: BeholderError) -> None:
+        """Raises EngineUnavailable where the service, or what stands before it, fails on a harmless text as well: then
+        `failure` says nothing about its record."""
+        try:
+            await self._client.score("Does it answer?", (), f"Yes: {uuid.uuid4()}.")  # which no cache has
+        except BeholderError as error:
+            raise EngineUnavailable(f"{failure} (nor is anything else scored: {error})") from None
 
 
 def require_image_file(path: Path, limits: ImageLimits) -> None:
@@ -208,11 +225,11 @@ async def _outcome(score: Callable[[], Awaitable[Outcome]], failure: BaseExcepti
     Raises any other fault.
     """
     failures = [] if failure is None else [failure]
-    while not failures or (type(failures[-1]) is EngineError and len(failures) < ATTEMPTS):
+    while not failures or (_is_failure(failures[-1]) and len(failures) < ATTEMPTS):
         try:
             return await score()
         except BeholderError as error:
-            failures.append(error)  # an EngineError's batch may have failed on another one
+            failures.append(error)  # its batch may have failed on another one
     last = failures[-1]
     if not isinstance(last, BeholderError) or not _is_the_records(last):
         raise last
@@ -220,8 +237,16 @@ async def _outcome(score: Callable[[], Awaitable[Outcome]], failure: BaseExcepti
 
 
 def _is_the_records(error: BeholderError) -> bool:
-    """An EngineError itself is of one batch; its subclasses say that the engine is gone, full or late."""
-    return isinstance(error, InvalidRequest | ImageError) or type(error) is EngineError
+    """Of what is wrong with a request, its slow body is the network's and its model the whole run's."""
+    if isinstance(error, RequestTimeout | ModelNotFound):
+        return False
+    return isinstance(error, InvalidRequest | ImageError) or _is_failure(error)
+
+
+def _is_failure(error: BaseException) -> bool:
+    """An EngineError itself is of one batch, as is a service's 500; its subclasses say that the engine is gone, full or
+    late."""
+    return type(error) in (EngineError, BeholderError)
 
 
 def _of_exception(error: Exception) -> Outcome:
