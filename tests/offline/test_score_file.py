@@ -125,6 +125,17 @@ def test_what_cannot_be_written_is_refused_first(
     assert (tmp_path / "there.jsonl").read_text() == "mine"
 
 
+@pytest.mark.parametrize("output", ["in.jsonl", "./in.jsonl", "linked.jsonl", "in"])
+def test_the_input_is_not_replaced_even_by_a_restart(fake: Settings, tmp_path: Path, output: str) -> None:
+    data = tmp_path / ("in.partial" if output == "in" else "in.jsonl")
+    (tmp_path / "linked.jsonl").symlink_to(data)
+    write(data, [{"prompt": "?", "responses": ["A"]}])
+    before = data.read_bytes()
+    with pytest.raises(DataError, match="would replace the input"):
+        score(fake, data, tmp_path / output, restart=True)
+    assert data.read_bytes() == before
+
+
 def test_restart_replaces_the_output(fake: Settings, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text("old")
     (tmp_path / "out.jsonl.partial").write_text("older")

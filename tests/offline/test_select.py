@@ -95,6 +95,20 @@ def test_scores_of_another_file_are_refused(
     assert not (folder / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("name", ["in/data.jsonl", "scores.jsonl"])
+def test_an_input_is_not_replaced(
+    folder: Path, name: str, link: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, output = (folder / name).read_bytes(), name
+    if link:
+        getattr(folder / "out.jsonl", link)(folder / name)
+        output = "out.jsonl"
+    assert select(folder, "--best-of-n", output=output) == 1
+    assert "would replace the input" in capsys.readouterr().err
+    assert (folder / name).read_bytes() == before
+
+
 def test_what_is_no_result_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(folder / "scores.jsonl", [{"id": "a", "score": 1.0}])
     assert select(folder) == 1

@@ -12,7 +12,7 @@ fingerprint   of the checkpoint
 import json
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,17 +40,25 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def require_writable(path: Path) -> None:
-    """Raises DataError when `path` cannot be written once everything is scored."""
+def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Raises DataError when `path` cannot be written once everything is scored, or takes the place of an input."""
     if not path.parent.is_dir():
         raise DataError(f"{path.parent} is not a folder: make it, or name another output")
+    for written, source in product((path, journal_path(path), _scratch_path(path)), inputs):
+        if written.exists() and source.exists() and written.samefile(source):
+            raise DataError(f"{written} would replace the input {source}: name another output")
     if is_parquet(path):
         _pyarrow()
 
 
+def journal_path(output: Path) -> Path:
+    """Of what is scored so far."""
+    return output.with_name(f"{output.name}.partial")
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: Any = None) -> None:
     """Write all or nothing: `path` appears when it is whole. `schema` is Parquet's, by default that of results."""
-    scratch = path.with_name(f"{path.name}.writing")
+    scratch = _scratch_path(path)
     try:
         if is_parquet(path):
             _write_parquet(scratch, rows, schema or _schema())
@@ -63,6 +71,10 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: Any = None) -
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _scratch_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.writing")
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from beholder.errors import DataError
 from beholder.offline.journal import Journal
-from beholder.offline.results import require_writable, result_rows, write_rows
+from beholder.offline.results import journal_path, require_writable, result_rows, write_rows
 from beholder.offline.tasks import Scored, Task, read_task
 from beholder.records.sources import Row, count_rows, read_rows
 
@@ -78,12 +78,11 @@ def score_file(job: Job, backend: Backend) -> Summary:
     """Score all of `job.input`, or the rest of it. Raises BeholderError; what was scored until then is kept."""
     if not job.input.is_file():
         raise DataError(f"{job.input}: No such file")
-    require_writable(job.output)
+    require_writable(job.output, [job.input])
     if job.output.exists() and not job.restart:
         raise DataError(f"{job.output} exists: name another output, or score anew with --restart")
     about = backend.about
-    journal_path = job.output.with_name(f"{job.output.name}.partial")
-    with closing(Journal(journal_path, about, restart=job.restart)) as journal:
+    with closing(Journal(journal_path(job.output), about, restart=job.restart)) as journal:
         summary = Summary()
         position = _resume(job, journal, summary)
         if next(read_rows(job.input, position.offset, position.number), None) is not None:
@@ -91,7 +90,7 @@ def score_file(job: Job, backend: Backend) -> Summary:
         journal.sync()
         rows = (row for scored in journal.records() for row in result_rows(scored, about["fingerprint"]))
         write_rows(job.output, rows)
-        journal_path.unlink()
+        journal.path.unlink()
     return summary
 
 

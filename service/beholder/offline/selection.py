@@ -89,7 +89,7 @@ def select(
 
     Returns how many there were and how many were written. Raises DataError.
     """
-    require_writable(output)
+    require_writable(output, [data, scores])
 
     def candidates() -> Iterator[Selected]:
         for record in read_candidates(data, scores, image_root):
