@@ -5,6 +5,7 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -246,6 +247,47 @@ def test_no_thread_is_left_behind(url: str) -> None:
     with RewardClient(url) as client:
         client.score("p", [], "r")
     assert not [thread for thread in threading.enumerate() if thread.name == "beholder-client"]
+
+
+def test_closing_ends_the_calls_of_other_threads(url: str, engine: StandInEngine) -> None:
+    engine.gate.clear()
+    client = RewardClient(url, deadline_s=60)
+    before = engine.started
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(client.score, "p", [], "r")
+        many = pool.submit(client.try_score_many, [("p", [], f"r{number}") for number in range(3)])
+        while engine.started < before + 4:
+            time.sleep(0.01)
+        client.close()
+        for call in (one, many):
+            with pytest.raises(EngineUnavailable, match="closed by another thread"):
+                call.result(5)
+    engine.gate.set()
+    with client:  # opened again
+        assert client.score("p", [], "r").score
+
+
+def test_closing_at_any_moment_leaves_no_call_waiting() -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.001)
+        usage = {"prompt_tokens": 1, "cached_tokens": 0}
+        return httpx.Response(200, json={"scores": [1.0], "fingerprint": "f", "usage": usage})
+
+    client = RewardClient("http://t", transport=httpx.MockTransport(answer))
+
+    def ask() -> float | None:
+        try:
+            return client.score("p", [], "r").score
+        except EngineUnavailable:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(ask) for _ in range(200)]
+        for _ in range(20):
+            client.close()
+            time.sleep(0.005)
+        assert {call.result(20) for call in calls} <= {1.0, None}
+    client.close()
 
 
 @pytest.mark.parametrize("module", ["beholder", "beholder.client", "beholder.errors", "beholder.cli"])

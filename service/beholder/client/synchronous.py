@@ -3,7 +3,8 @@
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import httpx
@@ -11,7 +12,7 @@ import httpx
 from beholder.client.answers import Best, Ranking, Score
 from beholder.client.asynchronous import AsyncRewardClient, CandidateSets, Samples
 from beholder.client.inputs import ImageInput, Prompt
-from beholder.errors import BeholderError
+from beholder.errors import BeholderError, EngineUnavailable
 
 Result = TypeVar("Result")
 _forked: Final[list["_LoopThread"]] = []
@@ -50,11 +51,12 @@ class RewardClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections; a later call opens new ones."""
-        thread, self._thread = self._thread, None
+        """Close the connections; a later call opens new ones. A call that another thread is in raises
+        EngineUnavailable there."""
+        with self._starting:
+            thread, self._thread = self._thread, None
         if thread is not None and thread.pid == os.getpid():
-            thread.run(self._client.aclose())
-            thread.stop()
+            thread.stop(self._client.aclose)
 
     def score(self, prompt: Prompt, images: Sequence[ImageInput], response: str) -> Score:
         """The reward of one response. Raises BeholderError."""
@@ -97,23 +99,47 @@ class RewardClient:
 
 
 class _LoopThread:
-    """An event loop that runs on a daemon thread of the process `pid`."""
+    """An event loop that runs on a daemon thread of the process `pid`, until it is stopped."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        self._stopped = False
+        self._submitting = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="beholder-client", daemon=True)
         self._thread.start()
 
     def run(self, call: Coroutine[Any, Any, Result]) -> Result:
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        """The call's result. Raises EngineUnavailable when `stop` comes before it."""
+        with self._submitting:
+            if self._stopped:
+                call.close()
+                raise _closed()
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise _closed() from None
         finally:
             future.cancel()  # on Ctrl-C nothing goes on for nobody
 
-    def stop(self) -> None:
-        self.run(self._loop.shutdown_default_executor())
+    def stop(self, close: Callable[[], Awaitable[None]]) -> None:
+        """End all calls, then `close` what they used, then the loop and its thread."""
+        with self._submitting:
+            self._stopped = True  # what was submitted before is a task by the time that `_end` runs
+        asyncio.run_coroutine_threadsafe(self._end(close), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self, close: Callable[[], Awaitable[None]]) -> None:
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await close()
+        await self._loop.shutdown_default_executor()
+
+
+def _closed() -> EngineUnavailable:
+    return EngineUnavailable("the client was closed by another thread before the answer came: ask again")
