@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
 
 from beholder import server
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
 from beholder.cli import main
+from beholder.client.base_urls import parse_base_url
 from beholder.engine.fake import FakeEngine
 from beholder.errors import ConfigurationError
 from beholder.load_test.command import _size
@@ -93,7 +93,7 @@ async def test_a_connection_that_the_server_has_closed_is_opened_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.05)
-    async with Connection(httpx.URL(serve())) as connection:
+    async with Connection(parse_base_url(serve())) as connection:
         for _ in range(2):
             status, _ = await connection.request("GET", "/livez", b"")
             assert status == 200

@@ -85,7 +85,7 @@ def read_body(response: httpx.Response) -> dict[str, Any]:
     if response.is_success and body is not None:
         return body
     if response.is_success and "json" in response.headers.get("content-type", ""):
-        raise Failed(EngineError(f"{_place(response)}: the answer breaks off"))
+        raise Failed(EngineError(f"{response.request.url}: the answer breaks off"))
     error = _error(response, body)
     code = None if body is None else body.get("code")
     if response.status_code == 503 or (response.status_code in GATEWAY_STATUSES and code is None):
@@ -107,17 +107,12 @@ def _error(response: httpx.Response, body: dict[str, Any] | None) -> BeholderErr
     status = response.status_code
     if body is None:
         kind = EngineUnavailable if status in GATEWAY_STATUSES else EngineError
-        return kind(f"{_place(response)} answered {status} without JSON: is this a Beholder service?")
+        return kind(f"{response.request.url} answered {status} without JSON: is this a Beholder service?")
     detail = str(body.get("detail", response.text))
     found = _classes().get(body.get("code"), EngineError)
     if found is ImageUnknown:
         return ImageUnknown(detail, str(body.get("sha256", "")))
     return found(detail)
-
-
-def _place(response: httpx.Response) -> str:
-    """The URL without a key that may stand in it."""
-    return str(response.request.url.copy_with(userinfo=b""))
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -90,11 +90,10 @@ class Channel:
     async def _send(self, replica: Replica, method: str, path: str, content: bytes) -> dict[str, Any]:
         """Raises Failed for what is worth another attempt, else BeholderError."""
         place = f"{replica.name}{path}"
+        headers = {"Content-Type": _KINDS[method], **replica.headers}
         try:
             async with asyncio.timeout(self._attempt_s):
-                response = await self._http.request(
-                    method, f"{replica.url}{path}", content=content, headers={"Content-Type": _KINDS[method]}
-                )
+                response = await self._http.request(method, place, content=content, headers=headers)
         except TimeoutError:
             error = DeadlineExceeded(f"{place} did not answer within {self._attempt_s:g} s")
             raise Failed(error, gone=True) from None

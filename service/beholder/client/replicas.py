@@ -10,8 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import httpx
-
+from beholder.client.base_urls import parse_base_url
 from beholder.errors import ConfigurationError
 
 DOWN_S: Final = 5.0
@@ -21,11 +20,13 @@ EXPIRY_MARGIN_S: Final = 5.0
 
 
 class Replica:
-    """One base URL: when it is down, and the images that it is known to have."""
+    """One base URL, as `name` without a key that stands in it: when it is down, and the images that it is known to
+    have."""
 
     def __init__(self, base_url: str) -> None:
-        self.url = _checked(base_url)
-        self.name = str(self.url.copy_with(userinfo=b"")).rstrip("/")
+        base = parse_base_url(base_url)
+        self.name = str(base)
+        self.headers = base.headers
         self._down_until = 0.0
         self._images: OrderedDict[str, float] = OrderedDict()
 
@@ -57,8 +58,9 @@ def open_replicas(base_urls: str | Sequence[str]) -> list[Replica]:
     """Raises ConfigurationError on no URL, one twice, or one that is not http or https."""
     urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
     replicas = [Replica(url) for url in urls]
-    if not replicas or len({replica.name for replica in replicas}) < len(replicas):
-        raise ConfigurationError(f"base URLs: give at least one, each once, not {urls}")
+    names = [replica.name for replica in replicas]
+    if not names or len(set(names)) < len(names):
+        raise ConfigurationError(f"base URLs: give at least one, each once, not {names}")
     return replicas
 
 
@@ -69,13 +71,3 @@ def rendezvous(replicas: Sequence[Replica], key: str) -> list[Replica]:
         return hashlib.sha256(f"{replica.name}\n{key}".encode("utf-8", "surrogatepass")).digest()
 
     return sorted(replicas, key=weight, reverse=True)
-
-
-def _checked(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url.strip().rstrip("/"))
-    except (httpx.InvalidURL, TypeError) as error:
-        raise ConfigurationError(f"base URL {base_url!r}: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigurationError(f"base URL {str(base_url)!r}: write http://host:port")
-    return url

@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import httptools
-import httpx
 
+from beholder.client.base_urls import BaseUrl
 from beholder.errors import EngineUnavailable
 
 READ_BYTES: Final = 2**16
@@ -29,13 +29,16 @@ class Answer:
 
 
 class Connection:
-    """One request at a time; connects when it must. Errors are EngineUnavailable."""
+    """One request at a time; connects when it must. A key that stands in the URL goes before `api_key`. Errors are
+    EngineUnavailable."""
 
-    def __init__(self, url: httpx.URL, api_key: str | None = None) -> None:
+    def __init__(self, base: BaseUrl, api_key: str | None = None) -> None:
+        url = base.url
         self._host, self._secure = url.host, url.scheme == "https"
         self._port = url.port or (443 if self._secure else 80)
-        authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
-        self._headers = f"Host: {url.netloc.decode()}\r\nContent-Type: application/json\r\n{authorization}"
+        key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {"Host": url.netloc.decode(), "Content-Type": "application/json", **key, **base.headers}
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def __aenter__(self) -> Self:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from tqdm import tqdm
 
+from beholder.client.base_urls import parse_base_url
 from beholder.errors import BeholderError, ConfigurationError
 from beholder.load_test.connection import Connection
 from beholder.load_test.mix import Item, Mix, items
@@ -68,7 +68,8 @@ async def send(
 
     Raises ConfigurationError for a URL that is none, EngineUnavailable.
     """
-    connections = [Connection(_parse(url), api_key) for _ in range(load.concurrency)]
+    base = parse_base_url(url)
+    connections = [Connection(base, api_key) for _ in range(load.concurrency)]
     try:
         if load.rate is not None:
             await _open_all(connections)
@@ -81,7 +82,7 @@ async def send(
 
 async def send_ahead(url: str, pictures: Iterable[bytes], *, api_key: str | None = None) -> None:
     """Store pictures, for requests that refer to them. Raises ConfigurationError, EngineUnavailable."""
-    async with Connection(_parse(url), api_key) as connection:
+    async with Connection(parse_base_url(url), api_key) as connection:
         for image in pictures:
             status, body = await connection.request("PUT", f"/images/{hashlib.sha256(image).hexdigest()}", image)
             if status not in (200, 201):
@@ -93,13 +94,6 @@ async def _open_all(connections: Sequence[Connection]) -> None:
     """One after the other: thousands at once overflow the kernel's queue of a busy service, which drops them unseen."""
     for connection in connections:
         await connection.request("GET", "/livez", b"")
-
-
-def _parse(url: str) -> httpx.URL:
-    parsed = httpx.URL(url)
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigurationError(f"{url!r} is not the URL of a service: use one like http://127.0.0.1:8000")
-    return parsed
 
 
 def _requests(mix: Mix, load: Load) -> "Sequence[Item] | Iterator[Item]":

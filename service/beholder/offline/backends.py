@@ -11,6 +11,7 @@ import httpx
 
 from beholder.checkpoint import read_checkpoint
 from beholder.client import AsyncRewardClient
+from beholder.client.base_urls import parse_base_url
 from beholder.errors import ConfigurationError, EngineUnavailable
 from beholder.local import trusted
 from beholder.offline.pipeline import scored_in_order
@@ -78,12 +79,13 @@ class ServiceBackend:
         """What the first service that answers says about the model."""
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         problem = ""
-        for url in self._urls:
+        for base in map(parse_base_url, self._urls):
+            url = f"{base}/models"
             try:
-                answer = httpx.get(f"{url.rstrip('/')}/models", headers=headers).raise_for_status().json()
+                answer = httpx.get(url, headers={**headers, **base.headers}).raise_for_status().json()
                 return _card_of(answer["models"], self._model)
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError) as error:
-                problem = f"{url}/models: {str(error).splitlines()[0]}"
+            except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+                problem = f"{url}: {str(error).splitlines()[0]}"
         raise EngineUnavailable(f"{problem}: is a Beholder service running there?")
 
 
