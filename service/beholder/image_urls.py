@@ -27,6 +27,9 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port -> addresses."""
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_NOT_PUBLIC: Final = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32")))
+"""What Python takes for global, in some versions or in all: special addresses of the IETF, of which 192.0.0.192 is
+Oracle's metadata service, and the machine that Azure's virtual ones run on."""
 _GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 
 
@@ -63,10 +66,13 @@ def is_public(text: str) -> bool:
         address: Address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return all(
-        item.is_global and not item.is_multicast and (item.version == 4 or item in _GLOBAL_UNICAST)
-        for item in _embedded(address)
-    )
+    return all(map(_is_open, _embedded(address)))
+
+
+def _is_open(address: Address) -> bool:
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
+    return address.is_global and not address.is_multicast and (address.version == 4 or address in _GLOBAL_UNICAST)
 
 
 def _embedded(address: Address) -> Sequence[Address]:
