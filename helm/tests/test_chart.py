@@ -6,6 +6,7 @@ Runs in .venv-ops (`make check`): Helm's own code without a cluster, and Kuberne
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,56 @@ def test_a_scenario_is_valid_for_kubernetes(name: str) -> None:
         kubernetes_validate.validate(item, "1.37", strict=True)
         known += 1
     assert known >= 4
+
+
+def test_strings_that_look_like_something_else_stay_strings() -> None:
+    values = {
+        "image": {"repository": "1", "pullPolicy": "Always"},
+        "model": {"path": "/my, models: #1", "pvc": {"claimName": "123", "subPath": "2026"}},
+        "auth": {"existingSecret": "7", "key": "1e3"},
+        "imageStore": {"existingClaim": "8", "subPath": "a: b"},
+        "shm": {"sizeLimit": "1"},
+        "cache": {"sizeLimit": "1"},
+        "ingress": {"enabled": True, "host": "1", "className": "1", "tlsSecret": "true"},
+        "podDisruptionBudget": {"maxUnavailable": "50%"},
+        "autoscaling": {"kind": "hpa", "hpa": {"metric": "1"}},
+        "metrics": {"podMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
+        "serviceAccount": {"name": "1"},
+        "runtimeClassName": "true",
+        "priorityClassName": "1",
+        "nameOverride": "5",
+        "fullnameOverride": "123",
+    }
+    objects = render(values, "2026")
+    for item in objects.values():
+        assert (
+            item["metadata"]["labels"].items()
+            >= {
+                "app.kubernetes.io/name": "5",
+                "app.kubernetes.io/instance": "2026",
+            }.items()
+        )
+        if item["kind"] not in EXTENSIONS:
+            kubernetes_validate.validate(item, "1.37", strict=True)
+    spec = pod(objects)
+    assert [spec[name] for name in ("serviceAccountName", "runtimeClassName", "priorityClassName")] == [
+        "1",
+        "true",
+        "1",
+    ]
+    assert container(objects)["args"][:2] == ["serve", "/my, models: #1"]
+    mounts = {mount["name"]: mount for mount in container(objects)["volumeMounts"]}
+    assert (mounts["checkpoint"]["mountPath"], mounts["checkpoint"]["subPath"]) == ("/my, models: #1", "2026")
+    assert mounts["images"]["subPath"] == "a: b"
+    assert objects["PodDisruptionBudget"]["spec"]["maxUnavailable"] == "50%"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"oci": {"reference": "12", "allowOlderKubernetes": True}}, {"download": {"image": "12", "sizeLimit": "1"}}],
+)
+def test_sources_of_the_checkpoint_stay_strings(model: dict[str, Any]) -> None:
+    kubernetes_validate.validate(render({"model": model})["Deployment"], "1.37", strict=True)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -139,12 +190,33 @@ def test_keda_scales_on_samples_in_flight() -> None:
     spec = scenario("keda")["ScaledObject"]["spec"]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 8)
     (trigger,) = spec["triggers"]
-    query = 'sum(beholder_samples_in_flight{namespace="scoring",pod=~"rewards-beholder-.+"})'
+    query = 'sum(beholder_samples_in_flight{namespace="scoring",pod=~"rewards-beholder-[a-z0-9]+-[a-z0-9]+"})'
     assert trigger["metadata"] == {
         "serverAddress": "http://prometheus-operated.monitoring:9090",
         "query": query,
         "threshold": "64",
     }
+
+
+@pytest.mark.parametrize(
+    ("release", "pods", "others"),
+    [
+        (
+            "beholder",
+            ["beholder-5d4f8b9c7-x2x9k"],
+            ["beholder-2-5d4f8b9c7-x2x9k", "beholder-old-beholder-5d4f8b9c7-x2x9k", "my-beholder-5d4f8b9c7-x2x9k"],
+        ),
+        # Kubernetes cuts NAME-HASH- to 58 characters and appends five.
+        ("l" * 38, [f"{'l' * 38}-beholder-5d4f8b9c7xx2x9k"], ["beholder-5d4f8b9c7-x2x9k"]),
+        ("l" * 53, [f"{'l' * 53}-behox2x9k"], ["beholder-5d4f8b9c7-x2x9k"]),
+    ],
+)
+def test_keda_counts_the_pods_of_its_release_alone(release: str, pods: list[str], others: list[str]) -> None:
+    values = {**PVC, "autoscaling": {"kind": "keda", "keda": {"serverAddress": "http://p"}}}
+    (trigger,) = render(values, release)["ScaledObject"]["spec"]["triggers"]
+    found = re.search(r'pod=~"(.*)"', trigger["metadata"]["query"])
+    assert found
+    assert [name for name in pods + others if re.fullmatch(found[1], name)] == pods
 
 
 def test_gpus_keys_and_monitoring() -> None:

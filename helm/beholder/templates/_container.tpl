@@ -1,8 +1,8 @@
 {{- define "beholder.container" -}}
 - name: beholder
-  image: {{ include "beholder.image" . }}
-  imagePullPolicy: {{ .Values.image.pullPolicy }}
-  args: [serve, {{ .Values.model.path }}, --config, /etc/beholder/beholder.yaml]
+  image: {{ include "beholder.image" . | quote }}
+  imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
+  args: [serve, {{ .Values.model.path | quote }}, --config, /etc/beholder/beholder.yaml]
   env:
     - name: BEHOLDER_HOST
       value: 0.0.0.0
@@ -45,11 +45,11 @@
     {{- toYaml .Values.securityContext | nindent 4 }}
   volumeMounts:
     - name: checkpoint
-      mountPath: {{ .Values.model.path }}
+      mountPath: {{ .Values.model.path | quote }}
       readOnly: true
       {{- if .Values.model.pvc.claimName }}
       {{- with .Values.model.pvc.subPath }}
-      subPath: {{ . }}
+      subPath: {{ . | quote }}
       {{- end }}
       {{- end }}
     - name: config
@@ -72,7 +72,7 @@
     - name: images
       mountPath: /images
       {{- with .Values.imageStore.subPath }}
-      subPath: {{ . }}
+      subPath: {{ . | quote }}
       {{- end }}
     {{- end }}
     {{- with .Values.extraVolumeMounts }}
@@ -93,7 +93,7 @@
 {{- define "beholder.download" -}}
 {{- with .Values.model.download }}
 - name: download
-  image: {{ .image }}
+  image: {{ .image | quote }}
   {{- with .command }}
   command:
     {{- toYaml . | nindent 4 }}
@@ -112,7 +112,7 @@
     {{- toYaml $.Values.securityContext | nindent 4 }}
   volumeMounts:
     - name: checkpoint
-      mountPath: {{ $.Values.model.path }}
+      mountPath: {{ $.Values.model.path | quote }}
     - name: tmp
       mountPath: /tmp
 {{- end }}

@@ -13,8 +13,8 @@
 {{- end }}
 
 {{- define "beholder.selector" -}}
-app.kubernetes.io/name: {{ include "beholder.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "beholder.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* A pod that serves; the test's pod has the selector's labels with another component. */}}
@@ -27,14 +27,25 @@ app.kubernetes.io/component: server
 {{ include "beholder.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- end }}
 
 {{- define "beholder.metadata" -}}
-name: {{ include "beholder.fullname" . }}
-namespace: {{ .Release.Namespace }}
+name: {{ include "beholder.fullname" . | quote }}
+namespace: {{ .Release.Namespace | quote }}
 labels:
   {{- include "beholder.labels" . | nindent 2 }}
+{{- end }}
+
+{{/* A regular expression for the names of the Deployment's pods, NAME-HASH-SUFFIX, and of no other release's. Kubernetes
+cuts what goes before the suffix to 58 characters: of long names nothing else is sure. */}}
+{{- define "beholder.podNames" -}}
+{{- $name := include "beholder.fullname" . }}
+{{- if gt (len $name) 46 }}
+{{- printf "%s.+" (trunc 58 $name) }}
+{{- else }}
+{{- printf "%s-[a-z0-9]+-[a-z0-9]+" $name }}
+{{- end }}
 {{- end }}
 
 {{- define "beholder.image" -}}
@@ -73,15 +84,15 @@ labels:
 name: checkpoint
 {{- if eq $source "pvc" }}
 persistentVolumeClaim:
-  claimName: {{ .Values.model.pvc.claimName }}
+  claimName: {{ .Values.model.pvc.claimName | quote }}
   readOnly: true
 {{- else if eq $source "oci" }}
 image:
-  reference: {{ .Values.model.oci.reference }}
-  pullPolicy: {{ .Values.model.oci.pullPolicy }}
+  reference: {{ .Values.model.oci.reference | quote }}
+  pullPolicy: {{ .Values.model.oci.pullPolicy | quote }}
 {{- else if eq $source "download" }}
 emptyDir:
-  sizeLimit: {{ .Values.model.download.sizeLimit }}
+  sizeLimit: {{ .Values.model.download.sizeLimit | quote }}
 {{- end }}
 {{- end }}
 
