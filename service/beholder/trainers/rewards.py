@@ -14,7 +14,7 @@ BEHOLDER_MAX_CONCURRENCY  samples in flight from one process (default 32)
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final, Literal, cast
 
@@ -36,8 +36,8 @@ class RewardSettings:
     Beside a second reward function TRL counts a None as 0, which is an invented reward: prefer "raise" there.
     """
 
-    urls: tuple[str, ...]
-    api_key: str | None = None
+    urls: tuple[str, ...] = field(repr=False)  # a key may stand in one
+    api_key: str | None = field(default=None, repr=False)
     fingerprint: str | None = None
     reward: Literal["score", "normalized"] = "score"
     failed: Literal["raise", "none"] = "raise"
