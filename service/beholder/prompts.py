@@ -15,7 +15,8 @@ import copy
 import json
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Final, Literal
 
 from beholder.errors import CheckpointError, EmptyResponse, ImageMismatch, InvalidText
 from beholder.images import LoadedImage, blank_image
+from beholder.token_bound import TokenBound, token_bound
 
 Role = Literal["system", "user", "assistant"]
 ModelInput = Literal["image", "text", "blank_image"]
@@ -36,6 +38,8 @@ class ImageSlot:
 
 IMAGE: Final = ImageSlot()
 MAX_KEPT_CHARACTERS: Final = 2048
+MAX_LAST_CHARACTERS: Final = 2**20
+"""Of longer texts the last few are kept, up to this length: the responses of a request share a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +92,12 @@ class PromptRenderer:
         self.model_input: ModelInput = model_input
         self._template = tokenizer
         image_token = None if image_token_id is None else tokenizer.convert_ids_to_tokens(image_token_id)
-        self._backend, self._special_ids = _plain_backend(tokenizer, image_token)
+        self._backend, self._special_ids, self._bound = _plain_backend(tokenizer, image_token)
         by_length = sorted(self._special_ids, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(re.escape(token) for token in by_length))
         self._pieces = lru_cache(maxsize=256)(self._render_pieces)
         self._short = lru_cache(maxsize=1024)(self._encode_text)
+        self._last = lru_cache(maxsize=4)(self._encode_long)
         self._check_exact()
 
     @classmethod
@@ -149,13 +154,23 @@ class PromptRenderer:
         pieces = self._pieces(shape)
         return tuple(self._encode(pieces, texts))
 
+    def least_tokens(self, conversation: Conversation, response: str) -> int:
+        """A number of tokens that the prompt has at least, known without encoding it; 0 where the tokenizer gives no
+        bound."""
+        texts = [part for turn in conversation for part in turn.parts if isinstance(part, str)]
+        return 0 if self._bound is None else self._bound.least_tokens([*texts, response])
+
+    def most_characters(self, tokens: int) -> int | None:
+        """Texts of more characters have more than `tokens` tokens; None where the tokenizer gives no bound."""
+        return None if self._bound is None else self._bound.most_characters(tokens)
+
     def drop_tokens(self, text: str, count: int) -> tuple[str, int]:
         """`text` without the characters of its first `count` tokens (or without all), and how many tokens went.
 
         Of a character that several tokens spell each has the whole as its place: all of them go, or none. `count` is
         at least 1, and so is the number of characters that go.
         """
-        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        offsets = self._backend.encode_batch([text], add_special_tokens=False)[0].offsets  # see _encode_long
         if len(offsets) <= count:
             return "", len(offsets)
         end = max(1, *(end for _, end in offsets[:count]))
@@ -204,17 +219,22 @@ class PromptRenderer:
         return ids
 
     def _encode_plain(self, text: str) -> "array[int]":
-        """Prompts come back with every response; long texts are not kept, for memory."""
-        return self._short(text) if len(text) <= MAX_KEPT_CHARACTERS else self._encode_text(text)
+        """Prompts come back with every response; of long texts few are kept, for memory."""
+        if len(text) <= MAX_KEPT_CHARACTERS:
+            return self._short(text)
+        return self._last(text) if len(text) <= MAX_LAST_CHARACTERS else self._encode_long(text)
 
     def _encode_text(self, text: str) -> "array[int]":
         if not text:
             return array("I")
-        try:
-            ids = array("I", self._backend.encode(text, add_special_tokens=False).ids)
-        except (TypeError, UnicodeEncodeError):
-            raise InvalidText("the text has a lone surrogate: it is not valid Unicode, send UTF-8") from None
-        return ids
+        with _refusing_surrogates():
+            return array("I", self._backend.encode(text, add_special_tokens=False).ids)
+
+    def _encode_long(self, text: str) -> "array[int]":
+        """As a batch of one: unlike `encode` that leaves the interpreter to other threads, above all the event loop.
+        For a short text it costs more."""
+        with _refusing_surrogates():
+            return array("I", self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _check_exact(self) -> None:
         """Segment by segment must give the ids of the whole string, or stock clients would get other scores."""
@@ -233,6 +253,14 @@ class PromptRenderer:
             )
 
 
+@contextmanager
+def _refusing_surrogates() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, UnicodeEncodeError):
+        raise InvalidText("the text has a lone surrogate: it is not valid Unicode, send UTF-8") from None
+
+
 def read_image_token_id(folder: Path) -> int | None:
     """The image placeholder's id, from config.json; None for a text-only model."""
     try:
@@ -247,8 +275,8 @@ def read_image_token_id(folder: Path) -> int | None:
     return None
 
 
-def _plain_backend(tokenizer: Any, image_token: str | None) -> tuple[Any, dict[str, int]]:
-    """A private tokenizer that encodes special tokens as plain text, and the special tokens' ids."""
+def _plain_backend(tokenizer: Any, image_token: str | None) -> tuple[Any, dict[str, int], TokenBound | None]:
+    """A private tokenizer that encodes special tokens as plain text, the special tokens' ids, the tokenizer's bound."""
     from tokenizers import Tokenizer
 
     if not getattr(tokenizer, "is_fast", False):
@@ -261,4 +289,4 @@ def _plain_backend(tokenizer: Any, image_token: str | None) -> tuple[Any, dict[s
     backend.no_truncation()
     backend.no_padding()
     special = {token["content"]: int(token["id"]) for token in description["added_tokens"] if token["special"]}
-    return backend, special
+    return backend, special, token_bound(description)

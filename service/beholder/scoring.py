@@ -2,6 +2,7 @@
 is quick), score all at once."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,12 @@ from beholder.metrics import Metrics
 from beholder.models import Model
 from beholder.prompts import Conversation, Prompt, without_images
 from beholder.rewards import normalize
-from beholder.truncation import ATTEMPTS, shorten
+from beholder.truncation import ATTEMPTS, first_cut, shorten
 
 QUICK_CHARACTERS: Final = 8192
 """Of texts that are rendered on the event loop, in about two milliseconds."""
+PART_CHARACTERS: Final = 8
+"""What a part costs beside its characters: empty ones are work too."""
 
 TURNS: Final = 512
 """Requests to one model that are rendered and scored at a time: more than an engine's step holds. A burst would
@@ -104,34 +107,71 @@ class Scorer:
             images.load_known(source) for sample in samples for source in sample.images
         ):
             return self._prepare(samples, images, started)
-        return await asyncio.to_thread(self._prepare, samples, images, started)
+        abandoned = threading.Event()
+        try:
+            return await asyncio.to_thread(self._prepare, samples, images, started, abandoned)
+        finally:
+            abandoned.set()
 
-    def _prepare(self, samples: Sequence[Sample], images: RequestImages, queued: float) -> list[Prompt]:
+    def _prepare(
+        self, samples: Sequence[Sample], images: RequestImages, queued: float, abandoned: threading.Event | None = None
+    ) -> list[Prompt]:
+        """Ends early when the request was cancelled: a thread cannot be."""
         self._metrics.stages.labels("queue").observe(time.perf_counter() - queued)
+        prompts: list[Prompt] = []
         with self._metrics.stages.labels("image").time():
-            return [self._render(sample, images) for sample in samples]
+            for sample in samples:
+                if abandoned is not None and abandoned.is_set():
+                    break
+                prompts.append(self._render(sample, images))
+        return prompts
 
     def _render(self, sample: Sample, images: RequestImages) -> Prompt:
+        """Raises PromptTooLong at once where nothing is cut, so that the other samples are not encoded for nothing."""
         with _naming(sample.place):
+            conversation = self._possible(sample)
             loaded = []
             for index, source in enumerate(sample.images):
                 with _naming(f"images[{index}]"):
                     loaded.append(images.load(source))
             try:
-                return self._renderer.render(sample.conversation, sample.response, loaded)
+                prompt = self._renderer.render(conversation, sample.response, loaded)
             except CheckpointError as error:
                 raise InvalidRequest(f"the model's chat template does not take this conversation: {error}") from None
+            if not self._cuts:
+                self._require_fit(prompt)
+            return prompt
+
+    @property
+    def _cuts(self) -> bool:
+        return self.model.settings.overlong == "truncate"
+
+    def _possible(self, sample: Sample) -> Conversation:
+        """The conversation, so short that it may fit. Raises PromptTooLong before megabytes are encoded for nothing."""
+        limit = self._engine.max_tokens
+        least = self._renderer.least_tokens(() if self._cuts else sample.conversation, sample.response)
+        if least > limit:
+            what = "response" if self._cuts else "conversation"
+            raise PromptTooLong(
+                f"the {what} has at least {least} tokens, at most {limit} are accepted: shorten it", least, limit
+            )
+        return first_cut(self._renderer, sample.conversation, limit) if self._cuts else sample.conversation
 
     async def _score(self, sample: Sample, prompt: Prompt) -> EngineScore:
         with _naming(sample.place), self._metrics.stages.labels("engine").time():
             try:
                 return await self._score_prompt(prompt)
             except PromptTooLong as error:
-                if self.model.settings.overlong != "truncate":
+                if not self._cuts:
                     raise
                 return await self._score_shortened(sample, prompt, error)
 
     async def _score_prompt(self, prompt: Prompt) -> EngineScore:
+        self._require_fit(prompt)
+        return await self._engine.score(prompt)
+
+    def _require_fit(self, prompt: Prompt) -> None:
+        """Raises PromptTooLong."""
         tokens, limit = len(prompt.token_ids), self._engine.max_tokens
         if tokens > limit:
             raise PromptTooLong(
@@ -139,7 +179,6 @@ class Scorer:
                 tokens,
                 limit,
             )
-        return await self._engine.score(prompt)
 
     async def _score_shortened(self, sample: Sample, prompt: Prompt, error: PromptTooLong) -> EngineScore:
         """Images are known to be as large only once the engine has expanded them, so this may take several tries."""
@@ -156,9 +195,10 @@ class Scorer:
 
 
 def _characters(samples: Sequence[Sample]) -> int:
-    """Of all texts that must be encoded."""
-    texts = (part for sample in samples for turn in sample.conversation for part in turn.parts if isinstance(part, str))
-    return sum(map(len, texts)) + sum(len(sample.response) for sample in samples)
+    """Of all texts that must be encoded, with something for each part."""
+    parts = [part for sample in samples for turn in sample.conversation for part in turn.parts]
+    texts = sum(len(part) for part in parts if isinstance(part, str)) + sum(len(sample.response) for sample in samples)
+    return texts + PART_CHARACTERS * len(parts)
 
 
 @contextmanager

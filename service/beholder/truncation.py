@@ -18,6 +18,7 @@ def shorten(renderer: PromptRenderer, conversation: Conversation, error: PromptT
     """`conversation` with as many tokens fewer as `error` says are too many. Raises `error` when it cannot be."""
     if error.tokens is None or error.limit is None:
         raise error
+    conversation = first_cut(renderer, conversation, error.limit)
     excess = error.tokens - error.limit
     while excess > 0:
         turn_index, part_index, text = _longest(conversation)
@@ -26,6 +27,18 @@ def shorten(renderer: PromptRenderer, conversation: Conversation, error: PromptT
         shorter, dropped = renderer.drop_tokens(text, excess)
         conversation = _replace(conversation, turn_index, part_index, shorter)
         excess -= dropped
+    return conversation
+
+
+def first_cut(renderer: PromptRenderer, conversation: Conversation, limit: int) -> Conversation:
+    """`conversation` without characters that cannot be among `limit` tokens, and so need not be encoded."""
+    most = renderer.most_characters(limit)
+    characters = sum(len(part) for turn in conversation for part in turn.parts if isinstance(part, str))
+    excess = 0 if most is None else characters - most
+    while excess > 0:
+        turn_index, part_index, text = _longest(conversation)
+        conversation = _replace(conversation, turn_index, part_index, text[excess:])
+        excess -= len(text)
     return conversation
 
 
