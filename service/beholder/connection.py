@@ -1,7 +1,10 @@
-"""The HTTP connection: headers that are too large or come too slowly end it.
+"""The HTTP connection: headers that are too large or come too slowly end it, and so does what trickles in after an
+answer.
 
-uvicorn bounds neither with httptools, so a client could fill memory with one endless header, or hold connections open
-by sending a byte a minute. Bodies are bounded where they are read (routes/reading.py).
+uvicorn bounds none of it with httptools, so a client could fill memory with one endless header (or with trailers, the
+headers behind a chunked body), or hold connections open by sending a byte a minute. Bodies are bounded where they are
+read (routes/reading.py); the rest of one that was answered unread is thrown away, so that its sender can finish and
+read the answer, for as long as a body may take.
 """
 
 import asyncio
@@ -9,7 +12,7 @@ import json
 from http import HTTPStatus
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 SEPARATORS: Final = len(": \r\n")
 
@@ -23,32 +26,48 @@ class LimitedConnection(HttpToolsProtocol):
 
     max_header_bytes = 32 * 1024
     header_timeout_s = 10.0
+    body_timeout_s = 60.0
 
     _timer: asyncio.TimerHandle | None = None
     _pending = True
+    """Until the headers of the message are complete."""
+    _complete = False
+    """Whether the message has ended: what comes now is the next one's."""
     _received = 0
+    """Bytes since the message began, or since its body's last: of headers, trailers, blank lines between messages."""
+    _moved = False
+    """Whether the data that is being parsed had a body's bytes or a message's end."""
     _refusal: HTTPStatus | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait()
+        self._wait(self.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._moved = False
         super().data_received(data)
-        if self._pending and not self.transport.is_closing():
-            self._received += len(data)
-            if self._received > self.max_header_bytes:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return
+        # Where in `data` a body ended is not known, so what follows it there is not counted.
+        self._received = 0 if self._moved else self._received + len(data)
+        if self._received > self.max_header_bytes:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._complete and self.cycle.response_complete and not self._moved and self._timer is None:
+            self._wait(self.header_timeout_s)  # blank lines, and uvicorn has just stopped its own timer
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._pending, self._received = True, 0
+        self._pending, self._complete, self._received = True, False, 0
         if self._timer is None:
-            self._wait()
+            self._wait(self.header_timeout_s)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._pending:  # no trailers: the application has the list already and nobody reads them
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
@@ -59,12 +78,27 @@ class LimitedConnection(HttpToolsProtocol):
             raise HeadersTooLarge
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._moved = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._moved = self._complete = True
+        self._stop_waiting()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        unread = not self._complete and not self._pending and self.cycle.response_complete
+        if unread and self._timer is None and not self.transport.is_closing():
+            self._wait(self.body_timeout_s)
+
     def send_400_response(self, msg: str) -> None:
         """uvicorn calls this for everything that its parser refuses."""
         self._refuse(self._refusal or HTTPStatus.BAD_REQUEST)
 
-    def _wait(self) -> None:
-        self._timer = self.loop.call_later(self.header_timeout_s, self._time_out)
+    def _wait(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._time_out)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -79,6 +113,21 @@ class LimitedConnection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: HTTPStatus) -> None:
+        if self._awaits_answer():
+            self._write_refusal(status)
+        self.transport.close()
+
+    def _awaits_answer(self) -> bool:
+        """Whether an answer that is written now would be taken for this message's: not before an earlier one's, nor
+        after its own."""
+        latest: RequestResponseCycle | None = self.cycle
+        if latest is None:
+            return True
+        if self._pending:
+            return latest.response_complete
+        return not latest.response_started and not self.pipeline
+
+    def _write_refusal(self, status: HTTPStatus) -> None:
         code = status.phrase.lower().replace(" ", "-")
         detail = {
             HTTPStatus.REQUEST_TIMEOUT: f"the headers were not sent within {self.header_timeout_s:g} s",
@@ -91,10 +140,13 @@ class LimitedConnection(HttpToolsProtocol):
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
 
 
-def limited(max_header_bytes: int, header_timeout_s: float) -> type[LimitedConnection]:
+def limited(max_header_bytes: int, header_timeout_s: float, body_timeout_s: float) -> type[LimitedConnection]:
     """The protocol with these limits, as uvicorn takes it."""
-    limits = {"max_header_bytes": max_header_bytes, "header_timeout_s": header_timeout_s}
+    limits = {
+        "max_header_bytes": max_header_bytes,
+        "header_timeout_s": header_timeout_s,
+        "body_timeout_s": body_timeout_s,
+    }
     return type("LimitedConnection", (LimitedConnection,), limits)

@@ -37,11 +37,18 @@ def serve(settings: Settings) -> int:
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     request_log.configure(enabled=settings.log_requests)
-    logging.getLogger("vllm").setLevel(logging.DEBUG if settings.log_level == "debug" else logging.WARNING)
+    quiet_libraries(settings)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     with bind(settings.host, settings.port) as listener:
         app = create_app(settings, [Model.open(each) for each in settings.each()])
         return run(app, settings, listener)
+
+
+def quiet_libraries(settings: Settings) -> None:
+    """Their warnings alone; httpx and its transport would log the URL of each image, which may be signed."""
+    logging.getLogger("vllm").setLevel(logging.DEBUG if settings.log_level == "debug" else logging.WARNING)
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
@@ -60,7 +67,7 @@ def make_server(app: FastAPI, settings: Settings) -> "DrainingServer":
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
-        http=limited(settings.max_header_bytes, settings.header_timeout_s),
+        http=limited(settings.max_header_bytes, settings.header_timeout_s, settings.body_timeout_s),
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )

@@ -18,7 +18,7 @@ from beholder.server import bind, make_server
 from beholder.settings import Settings
 from tests.pictures import png
 from tests.service.stand_in import StandInEngine
-from tests.service.test_server import SCORE, Served
+from tests.service.test_server import SCORE, Served, wait_until
 
 KEY = "s3cret-key"
 
@@ -118,6 +118,98 @@ def test_a_slow_body_is_given_up_and_the_connection_with_it(served: Served) -> N
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         assert code_of(answer(connection)) == (408, "request-timeout")
     assert_still_serving(served)
+
+
+CHUNKED = b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+UNREAD = {
+    "the rest of a body": b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n",
+    "the body of a request that has none": b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n",
+    "a trailer": b"GET /livez" + CHUNKED + b"1\r\n{\r\n0\r\nX-Trailer: ",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_trickles_in_after_the_answer_is_given_up(served: Served, name: str) -> None:
+    with connected(served) as connection:
+        connection.sendall(UNREAD[name])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 ")
+        assert closed_while_sending(connection, b"x")
+    assert_still_serving(served)
+
+
+def test_blank_lines_keep_no_connection_open(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert closed_while_sending(connection, b"\r\n")
+    assert_still_serving(served)
+
+
+def closed_while_sending(connection: socket.socket, byte: bytes) -> bool:
+    """Whether the service closes the connection within 3 s, with no further answer."""
+    connection.settimeout(0.1)
+    for _ in range(30):
+        try:
+            connection.sendall(byte)
+            return connection.recv(65536) == b""
+        except TimeoutError:
+            continue
+        except (BrokenPipeError, ConnectionResetError):
+            return True
+    return False
+
+
+def test_a_large_body_that_was_answered_unread_may_be_sent_to_its_end(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n")
+        for _ in range(8):
+            connection.sendall(b"x" * 1_000_000)
+        assert code_of(connection.recv(65536)) == (404, "not-found")
+        time.sleep(0.7)  # longer than a body may take: this one has ended
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("trailer", [b"X-Trailer: y\r\n", b"x"], ids=["many trailers", "a trailer without end"])
+@pytest.mark.parametrize("route", [b"GET /livez", b"POST /score"])
+def test_trailers_are_limited(served: Served, route: bytes, trailer: bytes) -> None:
+    with connected(served) as connection:
+        connection.sendall(route + CHUNKED + b"1\r\n{\r\n0\r\n")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(trailer * (20_000_000 // len(trailer)))
+    assert_still_serving(served)
+
+
+def test_trailers_are_no_headers(served: Served) -> None:
+    body = json.dumps(SCORE).encode()
+    with connected(served) as connection:
+        connection.sendall(b"POST /score" + CHUNKED)
+        connection.sendall(b"%x\r\n%b\r\n0\r\nX-Request-ID: late\r\n\r\n" % (len(body), body))
+        answered = connection.recv(65536)
+    assert answered.startswith(b"HTTP/1.1 200")
+    assert b"late" not in answered
+
+
+def test_the_bytes_of_a_body_are_not_those_of_the_next_headers(served: Served) -> None:
+    body = json.dumps({**SCORE, "prompt": "a" * 60_000}).encode()
+    with connected(served) as connection:
+        head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body + b"GET /livez HTTP/1.1\r\nHo")
+        time.sleep(0.2)
+        connection.sendall(b"st: x\r\nConnection: close\r\n\r\n")
+        received = answer(connection)
+    assert [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]] == [422, 200]
+
+
+def test_no_refusal_is_taken_for_the_answer_to_an_earlier_request(served: Served, engine: StandInEngine) -> None:
+    engine.gate.clear()
+    body = json.dumps(SCORE).encode()
+    with connected(served) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: engine.active == 1)
+        connection.sendall(b"not HTTP\r\n\r\n")
+        assert answer(connection) == b""
+    engine.gate.set()
 
 
 def test_what_is_not_http_is_refused(served: Served) -> None:
