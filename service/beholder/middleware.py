@@ -1,5 +1,6 @@
 """What surrounds every request: its id, metrics and log, the last resort for errors, the farewell while draining."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -10,10 +11,10 @@ from typing import Any, Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from beholder.errors import Overloaded
+from beholder.errors import EngineUnavailable, Overloaded
 from beholder.lifecycle import Lifecycle
 from beholder.metrics import Metrics
-from beholder.problems import CODE_KEY, ID_KEY, internal_problem
+from beholder.problems import CODE_KEY, ID_KEY, error_problem, internal_problem
 from beholder.request_log import log_request
 
 LOG_KEY: Final = "beholder.log"
@@ -65,6 +66,12 @@ class Surroundings:
             if status:
                 raise
             await internal_problem(error, scope)(scope, receive, watched_send)
+        except asyncio.CancelledError:
+            # uvicorn cancels what is not answered within drain_timeout_s, and would say 500 of it.
+            if status or not self._lifecycle.draining:
+                raise
+            stopped = EngineUnavailable("the service stopped before the request was answered: retry")
+            await error_problem(stopped, stopped.status, scope)(scope, receive, watched_send)
         finally:
             self._observe(scope, status, time.perf_counter() - started)
 

@@ -1,6 +1,7 @@
 """The socket, the drain and the exit, over a stand-in engine and a real uvicorn."""
 
 import json
+import logging
 import signal
 import socket
 import threading
@@ -18,7 +19,7 @@ from beholder.cli import main
 from beholder.errors import ConfigurationError
 from beholder.models import Model
 from beholder.prompts import PromptRenderer
-from beholder.server import DrainingServer, bind, make_server
+from beholder.server import DrainingServer, bind, make_server, quiet_libraries
 from beholder.settings import Settings
 from tests.service.stand_in import StandInEngine
 
@@ -79,6 +80,37 @@ def test_sigterm_finishes_what_was_accepted_then_refuses(served: Served, engine:
     served.thread.join(10)
     assert engine.stopped
     assert not served.server.failed
+
+
+def test_what_is_not_answered_within_the_drain_is_told_to_ask_elsewhere(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    hurried = settings.model_copy(update={"drain_timeout_s": 1})
+    app = create_app(hurried, [Model(hurried, engine, checkpoint, renderer)])
+    served = Served(make_server(app, hurried), bind("127.0.0.1", 0))
+    engine.gate.clear()
+    with ThreadPoolExecutor() as pool:
+        request = pool.submit(httpx.post, f"{served.url}/score", json=SCORE, timeout=10)
+        wait_until(lambda: engine.active == 1)
+        served.stop()
+        answer = request.result()
+    assert (answer.status_code, answer.json()["code"]) == (503, "engine-unavailable")
+    assert answer.headers["retry-after"]
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
+def test_the_log_has_no_url_of_an_image(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    names = ("httpx", "httpcore", "vllm")
+    levels = {name: logging.getLogger(name).level for name in names}
+    quiet_libraries(settings)
+    answering = httpx.MockTransport(lambda _: httpx.Response(200))
+    try:
+        with caplog.at_level(logging.INFO), httpx.Client(transport=answering) as web:
+            web.get("https://images.example.com/a.png?X-Amz-Signature=SECRET")
+    finally:
+        for name in names:
+            logging.getLogger(name).setLevel(levels[name])
+    assert "SECRET" not in caplog.text
 
 
 def test_a_request_whose_client_has_gone_is_not_scored(served: Served, engine: StandInEngine) -> None:
