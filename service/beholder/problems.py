@@ -23,6 +23,8 @@ CODE_KEY: Final = "beholder.code"
 """Where the scope keeps the problem's code for metrics and log."""
 ID_KEY: Final = "beholder.request_id"
 SHOWN_ERRORS: Final = 20
+MOST_FAULTS: Final = 1000
+"""Of more faults none is shown: each is found at once or all are, as an object, to show a few."""
 CLIENT_GONE: Final = 499
 """nginx's status for this; nobody reads it but the metrics."""
 
@@ -53,6 +55,8 @@ class InvalidBody(InvalidRequest):
 
 def from_validation(error: ValidationError) -> InvalidRequest:
     """The error of a body that pydantic refused."""
+    if (count := error.error_count()) > MOST_FAULTS:
+        return InvalidBody([{"at": "body", "problem": f"{count} faults, too many to name: send what /docs shows"}])
     return _invalid(error.errors(include_url=False, include_context=False, include_input=False))
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from beholder.errors import InvalidRequest, InvalidText
-from beholder.problems import from_validation
+from beholder.problems import MOST_FAULTS, InvalidBody, from_validation
 from beholder.prompts import IMAGE, Turn
 from beholder.routes.scoring import RANK, SCORE
 from beholder.schemas import MAX_BATCH, ScoreBatch, ScoreItem
@@ -61,6 +61,17 @@ def test_refusals_name_the_place(body: Any, at: str, words: str) -> None:
     error = refusal(json.dumps(body))
     assert str(error).startswith(f"{at}: ")
     assert words in str(error)
+
+
+def test_many_faults_are_counted_and_not_listed() -> None:
+    faults = {f"extra{index}": 1 for index in range(MOST_FAULTS + 1)}
+    error = refusal(json.dumps({"prompt": "p", "response": "r", **faults}))
+    assert isinstance(error, InvalidBody)
+    assert error.errors == [{"at": "body", "problem": "1001 faults, too many to name: send what /docs shows"}]
+    del faults["extra0"]
+    error = refusal(json.dumps({"prompt": "p", "response": "r", **faults}))
+    assert str(error).startswith("extra1: ")
+    assert "(and 999 more)" in str(error)
 
 
 def test_a_batch_is_bounded() -> None:

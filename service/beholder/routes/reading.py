@@ -5,13 +5,14 @@ way through a tree of dictionaries would copy them.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
@@ -26,6 +27,11 @@ REQUEST_FIELD: Final = "request"
 IMAGES_FIELD: Final = "images"
 _BYTES: Final = "latin-1"
 """Text of it has a character for each byte, and gives the bytes back."""
+QUICK_FORM_BYTES: Final = 64 * 1024
+"""Of forms that are parsed on the event loop, in a few milliseconds even where they are made to be slow."""
+MAX_VALUES: Final = 100_000
+"""JSON values in a body: as many are read in less than half a second, during which the event loop stands still."""
+_STRING_OR_VALUE: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,\[{]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,7 @@ async def read_model(request: Request, adapter: TypeAdapter[T]) -> T:
 
 def parse(body: bytes, adapter: TypeAdapter[T]) -> T:
     """Raises InvalidRequest, InvalidText."""
+    _require_few_values(body)
     try:
         return adapter.validate_json(body)
     except ValidationError as error:
@@ -80,19 +87,9 @@ async def read_form(request: Request) -> Form:
     _require_room(request)
     body = await read_body(request)
 
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = _FormParser(request.headers, chunks(), max_files=MAX_IMAGES, max_fields=1, max_part_size=len(body) + 1)
-    parser.spool_max_size = len(body) + 1  # stays in memory, which holds it anyway
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError, AssertionError) as error:
-        raise InvalidRequest(f"the form cannot be read: {getattr(error, 'message', type(error).__name__)}") from None
-    try:
-        return await _form(form.multi_items())
-    finally:
-        await form.close()
+    if len(body) <= QUICK_FORM_BYTES:
+        return await _parse_form(request.headers, body)
+    return await asyncio.to_thread(lambda: asyncio.run(_parse_form(request.headers, body)))
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T], deadline_s: float) -> T:
@@ -118,6 +115,38 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T], deadline_s:
 def _require_room(request: Request) -> None:
     """Before the body is read: it may be megabytes of images, for nothing. Raises Overloaded."""
     context_of(request).in_flight.require_room()
+
+
+def _require_few_values(body: bytes) -> None:
+    """Before the body is parsed, which cannot be interrupted. Raises InvalidRequest.
+
+    Commas and opening brackets are counted, first with those in strings, which is quick, then without.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) < MAX_VALUES:
+        return
+    count = 0
+    for match in _STRING_OR_VALUE.finditer(body):
+        count += match.group()[:1] != b'"'
+        if count >= MAX_VALUES:
+            raise InvalidRequest(f"the body has more than {MAX_VALUES} values: send fewer samples")
+
+
+async def _parse_form(headers: Headers, body: bytes) -> Form:
+    """Raises InvalidRequest."""
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = _FormParser(headers, chunks(), max_files=MAX_IMAGES, max_fields=1, max_part_size=len(body) + 1)
+    parser.spool_max_size = len(body) + 1  # stays in memory, which holds it anyway
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError, AssertionError) as error:
+        raise InvalidRequest(f"the form cannot be read: {getattr(error, 'message', type(error).__name__)}") from None
+    try:
+        return await _form(form.multi_items())
+    finally:
+        await form.close()
 
 
 async def _form(items: list[tuple[str, UploadFile | str]]) -> Form:

@@ -1,0 +1,83 @@
+"""Bodies that are slow to read: refused early, or read while the event loop answers others."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from beholder.checkpoint import Checkpoint
+from beholder.errors import InvalidRequest
+from beholder.prompts import PromptRenderer
+from beholder.routes.reading import MAX_VALUES, parse
+from beholder.routes.scoring import RANK, SCORE
+from beholder.schemas import RankRequest
+from beholder.settings import Settings
+from tests.service.stand_in import StandInEngine, serving
+from tests.service.test_http import assert_problem
+
+pytestmark = pytest.mark.anyio
+QUESTION = {"prompt": "p", "responses": ["r"]}
+MANY = MAX_VALUES + 1
+BODIES = {
+    "unknown keys": '{"prompt": "p", ' + "".join(f'"{index}": 1, ' for index in range(MANY)) + '"response": "r"}',
+    "numbers": '{"prompt": "p", "response": [' + "0," * MANY + "0]}",
+    "texts": '{"prompt": "p", "response": [' + '"a",' * MANY + '"a"]}',
+    "nests": '{"prompt": "p", "response": ' + "[" * MANY,
+    "objects": '{"items": [' + "{}," * MANY + "{}]}",
+    "values after a text that does not end well": '{"prompt": "\\\\", "response": [' + "0," * MANY + "0]}",
+}
+
+
+@pytest.fixture
+async def client(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(settings, engine, checkpoint, renderer) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_many_values_are_refused_before_they_are_read(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_VALUES} values"):
+        parse(BODIES[name].encode(), SCORE)
+
+
+@pytest.mark.parametrize("text", ["a, [b], {c}" * MANY, '",' * MANY, "\\," * MANY, '\\"\n,' * MANY])
+def test_what_is_in_texts_counts_for_none(text: str) -> None:
+    body = parse(json.dumps({**QUESTION, "prompt": text}).encode(), RANK)
+    assert isinstance(body, RankRequest)
+    assert body.prompt == text
+
+
+def test_a_text_without_end_is_read_in_linear_time() -> None:
+    started = time.perf_counter()
+    with pytest.raises(InvalidRequest, match="Invalid JSON"):
+        parse(b'{"prompt": "' + b'\\",' * 1_000_000, SCORE)
+    assert time.perf_counter() - started < 5
+
+
+def form(request: bytes) -> tuple[bytes, dict[str, str]]:
+    head = b'--bb\r\nContent-Disposition: form-data; name="request"\r\n\r\n'
+    return head + request + b"\r\n--bb--\r\n", {"Content-Type": "multipart/form-data; boundary=bb"}
+
+
+async def test_the_loop_answers_while_a_large_form_is_parsed(client: httpx.AsyncClient) -> None:
+    content, headers = form(b"\r\n--bb-b" * 100_000)
+    posted = asyncio.ensure_future(client.post("/rank", content=content, headers=headers))
+    turns = 0
+    while not posted.done():
+        await asyncio.sleep(0.005)
+        turns += 1
+    assert_problem(await posted, 422, "invalid-request")
+    assert turns > 8
+
+
+async def test_a_large_form_scores_as_a_small_one(client: httpx.AsyncClient) -> None:
+    request = json.dumps(QUESTION).encode()
+    answers = []
+    for content, headers in (form(request), form(request + b" " * 100_000)):
+        answers.append((await client.post("/rank", content=content, headers=headers)).json()["scores"])
+    assert answers[0] == answers[1]
