@@ -1,7 +1,7 @@
 """`beholder-train` in a process of its own, which logs every step's losses and can be ended at a given one.
 
 python -m tests.training.drive LOG SIGNAL STEP ARGUMENT... : LOG gets a JSON line a step; at the beginning of STEP (from
-1; 0 is never) the process sends itself SIGNAL (KILL, TERM).
+1; 0 is never) the process sends itself SIGNAL (KILL, TERM). With fsdp, every step sees that all weights are sharded.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 from beholder_training import cli, runs
 from beholder_training.trainer import RewardTrainer
+from tests.training.cpu_sharding import allow_fsdp_on_cpu
 
 
 def main() -> int:
@@ -23,6 +24,8 @@ def main() -> int:
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             if self.state.global_step + 1 == int(step):
                 os.kill(os.getpid(), number)
+            if self.config.fsdp:
+                assert all(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
             return super().training_step(model, inputs, num_items_in_batch)
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -31,6 +34,7 @@ def main() -> int:
                 with Path(log).open("a") as file:
                     file.write(json.dumps(self.state.log_history[-1]) + "\n")
 
+    allow_fsdp_on_cpu()
     setattr(runs, RewardTrainer.__name__, Driven)
     return cli.main(arguments)
 

@@ -1,11 +1,16 @@
 """Two processes, sharded (FSDP2) or not, take the steps that one takes."""
 
+import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from beholder.checkpoint import read_checkpoint
+from beholder.errors import DataError
+from beholder_training.data import read_records, with_pairs
 from tests.training.processes import Drive, Driven
+from tests.training.runs import config, run
 
 
 @pytest.fixture
@@ -33,6 +38,16 @@ def test_two_processes_give_the_losses_of_one(drive: Drive) -> None:
     for name, samples in zip(("ddp", "fsdp"), golden[1:], strict=True):
         for ours, theirs in zip(samples, golden[0], strict=True):
             assert ours.score == pytest.approx(theirs.score, abs=1e-3), name
+
+
+def test_sharding_that_would_not_take_place_is_refused(tiny_base: Path, world: Path, tmp_path: Path) -> None:
+    records = with_pairs(read_records([world / "length" / "train.jsonl"]))[:4]
+    # accelerate asks for sharding in the environment, which later runs would inherit
+    with (
+        patch.dict(os.environ),
+        pytest.raises(DataError, match=r"process 1 of 1, on the device cpu: .* or set fsdp=false"),
+    ):
+        run(config(tiny_base, tmp_path / "out", fsdp=True), records)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from beholder.errors import DataError
 from beholder.modeling.inputs import to_device
 from beholder_training.batching import Collator, Indexed, Item, MicroBatch, micro_batch, split, spread
 from beholder_training.branch import Branch
@@ -69,8 +70,17 @@ class RewardTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Under FSDP2 in bf16, reduce gradients in float32 and leave outputs as they are: rewards are float32."""
+        """Under FSDP2 in bf16, reduce gradients in float32 and leave outputs as they are: rewards are float32.
+
+        Raises DataError when sharding is set and accelerate leaves it off, which it does without a word.
+        """
         super().create_accelerator_and_postprocess()
+        if self.config.fsdp and not self.is_fsdp_enabled:
+            raise DataError(
+                "fsdp shards over GPUs, a process each, which torchrun or accelerate launch starts; this is "
+                f"process {self.args.process_index + 1} of {self.args.world_size}, on the device {self.args.device}: "
+                "start the run with torchrun (a single process will do) on GPUs, or set fsdp=false"
+            )
         if self.is_fsdp_enabled and self.args.bf16:
             from torch.distributed.fsdp import MixedPrecisionPolicy
 
