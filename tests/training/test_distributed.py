@@ -1,5 +1,6 @@
 """Two processes, sharded (FSDP2) or not, take the steps that one takes."""
 
+import json
 import os
 from pathlib import Path
 from unittest.mock import patch
@@ -8,6 +9,7 @@ import pytest
 
 from beholder.checkpoint import read_checkpoint
 from beholder.errors import DataError
+from beholder_training.bases import make_base
 from beholder_training.data import read_records, with_pairs
 from tests.training.processes import Drive, Driven
 from tests.training.runs import config, run
@@ -75,3 +77,41 @@ def test_sharded_bf16_with_adapters_and_checkpointing_stays_near_float32(drive: 
     for ours, theirs in zip(sharded.losses, one.losses, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.05)
     assert read_checkpoint(drive.folder / "sharded").golden()
+
+
+@pytest.fixture
+def mixed(world: Path, tmp_path: Path) -> Path:
+    """Records with a picture and, every second one, without."""
+    here = tmp_path / "mixed" / "length"
+    here.mkdir(parents=True)
+    for name in ("train.jsonl", "responses.jsonl"):
+        records = [json.loads(line) for line in (world / "length" / name).read_text().splitlines()]
+        for number, record in enumerate(records):
+            record["img_path"] = None if number % 2 else str(world / "length" / record["img_path"])
+        (here / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return here.parent
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", ["qwen3_vl", "internvl"])
+def test_a_sharded_process_may_have_pictures_where_another_has_none(
+    architecture: str, mixed: Path, tmp_path: Path
+) -> None:
+    """A prompt a process and step; InternVL's projector trains on one process alone, Qwen3-VL's tower too."""
+    make_base(tmp_path / "base", architecture)
+    drive = Drive(tmp_path / "base", mixed, tmp_path)
+    settings = ["steps=6", "algorithm=sfc", "proxy_input=blank_image", f"freeze_vision={architecture == 'internvl'}"]
+    one = drive("one", *settings, "batch_prompts=2")
+    assert one.status == 0, one.error
+    equal(drive("sharded", *settings, "batch_prompts=1", "fsdp=true", ranks=2), one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sharded_processes_keep_features_each_on_its_own(drive: Drive) -> None:
+    """In the second epoch, from step 33, one finds its picture among its features where the other does not."""
+    settings = ["steps=40", "batch_prompts=1", "algorithm=standard", "freeze_vision=true", "fsdp=true"]
+    plain = drive("plain", *settings, ranks=2)
+    assert plain.status == 0, plain.error
+    equal(drive("kept", *settings, "vision_cache_gib=1", ranks=2), plain)

@@ -39,6 +39,11 @@ class Item:
         return len(self.main)
 
     @property
+    def sees_pictures(self) -> bool:
+        """Whether either branch does."""
+        return any(group.pictures for group in (*self.main, *self.proxy))
+
+    @property
     def length(self) -> int:
         """Tokens of the longest row."""
         return max(len(group.packed.token_ids) for group in self.main)

@@ -56,6 +56,7 @@ class RewardTrainer(Trainer):
         self._counts: dict[str, int] = {}
         self._weights: list[Tensor] = []
         self._items: list[Item] = []
+        self._step_sees_pictures = False
         super().__init__(
             model=TwoBranches(main, proxy, config.freeze_vision),
             args=arguments,
@@ -104,12 +105,17 @@ class RewardTrainer(Trainer):
         return loss
 
     def _plan(self, items: list[Item]) -> tuple[list[list[Item]], float]:
-        """The step's micro-batches, as many on every process, and its pairs over all processes, a process's share."""
+        """The step's micro-batches, as many on every process, and its pairs over all processes, a process's share.
+
+        The processes also agree here on whether to stop after the step, and whether any of them sees a picture in it.
+        """
         parts = split(items, self.config.batch_prompts, self.config.token_budget)
         pairs = sum(len(item.pairs) for item in items)
-        counts = torch.tensor([[pairs, len(parts), int(self.stopper.received)]], device=self.args.device)
+        pictures = any(item.sees_pictures for item in items)
+        counts = torch.tensor([[pairs, len(parts), self.stopper.received, pictures]], device=self.args.device)
         gathered = self.accelerator.gather(counts)
         self.stopper.agreed = bool(gathered[:, 2].any())
+        self._step_sees_pictures = bool(gathered[:, 3].any())
         share = gathered[:, 0].sum().item() / self.accelerator.num_processes  # DDP and FSDP average over processes
         return spread(parts, int(gathered[:, 1].max())), share
 
@@ -131,7 +137,8 @@ class RewardTrainer(Trainer):
             proxy_cache.expect(*batch.proxy_pictures)
         inputs = to_device(batch.main, self.args.device) if forwards_main else None
         proxy_inputs = None if batch.proxy is None else to_device(batch.proxy, self.args.device)
-        rewards: tuple[Tensor | None, Tensor | None] = model(inputs, proxy_inputs)
+        ties_pictures = self.is_fsdp_enabled and self._step_sees_pictures
+        rewards: tuple[Tensor | None, Tensor | None] = model(inputs, proxy_inputs, ties_pictures)
         return rewards
 
     @torch.no_grad()
