@@ -1,5 +1,6 @@
 """The contract between the halves, over HTTP: what training computed is what is served, or nothing is."""
 
+import asyncio
 import json
 import shutil
 import time
@@ -12,10 +13,15 @@ import pytest
 from beholder.checkpoint import MANIFEST_NAME, read_checkpoint, sha256_file
 from beholder.cli import main as beholder
 from beholder.client import RewardClient
+from beholder_training.bases import make_base
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records
 from beholder_training.demo.serving import served, service_process
-from benchmarks.parity import stock_scores
+from beholder_training.export import export
+from benchmarks.parity import engine_scores, stock_scores
+from tests.conftest import untrained
+from tests.pictures import png
+from tests.training.runs import store_tiling
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -50,6 +56,21 @@ def test_stock_vllm_with_no_plugin_of_ours(
 ) -> None:
     expected = [score for scores in trained for score in scores]
     assert stock_scores(tiny_checkpoint, "float32", records) == pytest.approx(expected, abs=1e-4)
+
+
+def test_internvl_is_served_on_the_tiles_that_it_trained_on(tmp_path: Path) -> None:
+    """Its published folders store no tiles, which no engine goes by."""
+    make_base(tmp_path / "base", "internvl")
+    store_tiling(tmp_path / "base", {"crop_to_patches": False})
+    branch = untrained(tmp_path / "base", seed=0)
+    (tmp_path / "wide.png").write_bytes(png(300, 200))
+    responses = ("Red.", "It is green, I am sure.")
+    records = [Record("wide", "What colour is it?", (tmp_path / "wide.png",), responses, (1.0, 0.0), "wide")]
+    trained = branch.score(records)[0]
+    export(branch, tmp_path / "rm", records, base_model="tiny", algorithm="standard", data_fingerprint="0" * 64)
+    served = asyncio.run(engine_scores(tmp_path / "rm", "transformers", "float32", records))[1]
+    assert served == pytest.approx(trained, abs=1e-4)
+    assert stock_scores(tmp_path / "rm", "float32", records) == pytest.approx(trained, abs=1e-4)
 
 
 @pytest.fixture

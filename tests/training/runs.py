@@ -1,5 +1,6 @@
 """Short training runs for tests: their losses step by step."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,12 @@ def steps(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def losses(run_config: TrainingConfig, records: list[Record]) -> list[dict[str, float]]:
     return run(run_config, records)[0]
+
+
+def store_tiling(base: Path, tiling: dict[str, bool]) -> None:
+    """Let InternVL's base have `tiling` stored, {"crop_to_patches": ...} or nothing."""
+    file = base / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"].pop("crop_to_patches")
+    settings["image_processor"] |= tiling
+    file.write_text(json.dumps(settings))

@@ -29,6 +29,7 @@ def test_a_ready_configuration_has_the_published_hyper_parameters(path: Path) ->
     assert ready.gradient_checkpointing
     assert ready.fsdp
     assert ready.image_options
+    assert ready.image_options.get("crop_to_patches", "qwen" in path.stem)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +53,12 @@ def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> 
 
 def test_image_options_change_the_pictures_and_are_kept(tmp_path: Path, world: Path) -> None:
     make_base(tmp_path / "base", "internvl")
-    run = config(tmp_path / "base", tmp_path / "out", algorithm="standard", image_options={"crop_to_patches": False})
+    run = config(tmp_path / "base", tmp_path / "out", algorithm="standard", image_options={"max_patches": 2})
     main, _ = make_branches(run)
     main.encode(read_records([world / "length" / "train.jsonl"])[0])
-    assert main.encoder.processor_settings()["crop_to_patches"] is False
+    assert main.encoder.processor_settings()["max_patches"] == 2
+    with pytest.raises(CheckpointError, match="crop_to_patches: false would not be served"):
+        make_branches(config(tmp_path / "base", tmp_path / "out", image_options={"crop_to_patches": False}))
     with pytest.raises(CheckpointError, match="has no setting 'tiles'"):
         make_branches(config(tmp_path / "base", tmp_path / "out", image_options={"tiles": 1}))
 

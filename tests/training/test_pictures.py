@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoProcessor
 
 from beholder.images import load_image
 from beholder.modeling.architectures import ARCHITECTURES
@@ -15,6 +16,7 @@ from beholder.modeling.reward_model import RewardModel, mrope_positions
 from beholder.prompts import IMAGE, PromptRenderer, Turn
 from beholder_training.bases import make_base
 from tests.pictures import png
+from tests.training.runs import store_tiling
 
 SIZES = [(64, 64), (100, 60), (64, 64), (28, 90), (300, 200), (1100, 1000), (100, 60)]
 
@@ -35,6 +37,29 @@ def test_pictures_processed_together_are_those_processed_alone(architecture: str
         assert picture.tensors.keys() == alone.tensors.keys()
         assert all(torch.equal(tensor, alone.tensors[name]) for name, tensor in picture.tensors.items())
         assert picture.bytes == sum(tensor.untyped_storage().nbytes() for tensor in picture.tensors.values())
+
+
+@pytest.mark.parametrize("stored", [{}, {"crop_to_patches": False}])
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_internvl_sees_the_tiles_of_its_own_processor_whatever_is_stored(
+    stored: dict[str, bool], backend: str, tmp_path: Path
+) -> None:
+    """As vLLM, which calls that processor."""
+    make_base(tmp_path / "base", "internvl")
+    store_tiling(tmp_path / "base", stored)
+    encoder = PromptEncoder.from_folder(
+        tmp_path / "base", PromptRenderer.from_folder(tmp_path / "base").image_token_id, backend=backend
+    )
+    encoder.save(tmp_path / "saved")
+    assert encoder.processor_settings()["crop_to_patches"] is True
+    for folder in ("base", "saved"):
+        plain = AutoProcessor.from_pretrained(tmp_path / folder)
+        for size, tiles in (((64, 64), 1), ((300, 200), 5)):
+            image = load_image(png(*size))
+            (picture,) = encoder.pictures([image])
+            expected = plain(images=[image.pixels], text=[plain.image_token], return_tensors="pt")
+            assert len(picture.tensors["pixel_values"]) == len(expected["pixel_values"]) == tiles
+            assert picture.token_ids == expected["input_ids"][0].tolist()
 
 
 @pytest.mark.parametrize("architecture", ["qwen3_vl", "qwen2_5_vl"])

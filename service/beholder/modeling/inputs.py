@@ -24,6 +24,10 @@ from beholder.prompts import Prompt
 _PIXELS_TOGETHER: Final = 2**20
 """Of the images that are processed in one call: for small ones its overhead is the most, large ones fill memory."""
 
+_TILES: Final = "crop_to_patches"
+"""InternVLProcessor cuts every picture into tiles, and so does vLLM, which calls it, whatever the folder has stored:
+published ones store False. Here its image processor is called, so it is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -62,6 +66,8 @@ class PromptEncoder:
         self.max_length = max_length
         self._processor = processor
         self._tokenizer = processor if image_token_id is None else processor.tokenizer
+        if image_token_id is not None and hasattr(processor.image_processor, _TILES):
+            setattr(processor.image_processor, _TILES, True)
         self._cache: ByteBoundedCache[str, Picture] = ByteBoundedCache(cache_bytes)
         self._tokenize = lru_cache(maxsize=64)(self._tokenize_once)
 
@@ -103,6 +109,11 @@ class PromptEncoder:
         for name, value in options.items():
             if not hasattr(self._processor.image_processor, name):
                 raise CheckpointError(f"the image processor of this base has no setting {name!r}")
+            if name == _TILES and not value:
+                raise CheckpointError(
+                    f"{_TILES}: false would not be served: vLLM cuts every picture into tiles; "
+                    "max_patches: 1 leaves each one tile"
+                )
             setattr(self._processor.image_processor, name, value)
 
     def save(self, folder: Path) -> None:
