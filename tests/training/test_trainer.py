@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import set_seed
 
+from beholder.modeling.architectures import ARCHITECTURES
+from beholder_training.bases import make_base
 from beholder_training.batching import Collator, micro_batch
 from beholder_training.branch import Branch
 from beholder_training.branches import TwoBranches, branch_parameters
@@ -62,15 +64,25 @@ def test_the_proxy_is_warmed_up_alone(tiny_base: Path, tmp_path: Path, records: 
     assert not torch.equal(head, proxy.model.score.weight)
 
 
-def test_a_frozen_vision_tower_stays_as_it_is_and_in_eval_mode(
-    tiny_base: Path, tmp_path: Path, records: list[Record]
+@pytest.mark.parametrize("settings", [{}, {"freeze_projector": True}, {"lora_rank": 2}], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_frozen_vision_tower_stays_as_it_is_and_in_eval_mode_and_its_projector_trains(
+    architecture: str, settings: dict[str, Any], tmp_path: Path, records: list[Record]
 ) -> None:
-    run = config(tiny_base, tmp_path / "out", algorithm="standard", freeze_vision=True, steps=2)
+    make_base(tmp_path / "base", architecture)
+    run = config(tmp_path / "base", tmp_path / "out", algorithm="standard", steps=2, freeze_vision=True, **settings)
     main = Branch.from_base(run.base)
-    tower = [p.detach().clone() for p in main.model.vision.parameters()]
+    pictures = {
+        name: parameter.detach().clone()
+        for name, parameter in main.model.backbone.named_parameters()
+        if not name.startswith("language_model.")
+    }
     assert not TwoBranches(main, None, freeze_vision=True).train().main.vision.training
     train(run, records, main, None)
-    assert all(torch.equal(old, new) for old, new in zip(tower, main.model.vision.parameters(), strict=True))
+    trained = dict(main.model.backbone.named_parameters())
+    moved = {name for name, old in pictures.items() if not torch.equal(old, trained[name])}
+    projectors = {name for name in pictures if "merger" in name or "projector" in name}
+    assert moved == (projectors if not run.freeze_projector else set())
 
 
 def test_the_proxy_sees_no_image_and_no_gradient_crosses(tiny_base: Path, records: list[Record]) -> None:

@@ -18,16 +18,14 @@ def add_adapters(model: RewardModel, rank: int, alpha: int, dropout: float) -> N
     except ImportError:
         raise DataError("lora_rank needs peft: pip install 'beholder[training]'") from None
     language: Any = model.backbone.get_submodule("language_model")
-    projector = getattr(model.backbone, "multi_modal_projector", None)
     linear = [name for name, module in language.named_modules() if isinstance(module, nn.Linear)]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear)
     language.requires_grad_(False)
     inject_adapter_in_model(config, language)
     for name, parameter in language.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    for module in (projector, model.score):
-        if module is not None:
-            module.requires_grad_(True)
+    for module in (*model.projectors, model.score):
+        module.requires_grad_(True)
 
 
 def merge_adapters(model: RewardModel) -> None:

@@ -2,7 +2,8 @@
 
 Wraps the tower's forward and knows nothing of its architecture: whatever tensors it returns, picture by picture along
 their first dimension, are kept on the CPU and joined again. A tower that pads pictures against each other or attends
-across them would break this; the probe at the start of training compares the rewards.
+across them would break this; the probe at the start of training compares the rewards. Sharded processes may differ in
+what they find: a tower is gathered whether it is called or not (branches.py).
 """
 
 from collections.abc import Callable, Sequence

@@ -15,6 +15,7 @@ class Architecture:
     """How one model family is named and stored.
 
     vision: attribute of the backbone that holds the vision tower; empty for a text-only family.
+    projectors: the backbone's modules, inside the tower or not, that take its features to the language model's width.
     renames: (prefix in the backbone's state dict, prefix in the checkpoint), first match wins.
     head_key: where stock vLLM looks for the reward head.
     text_num_labels: whether vLLM reads the number of labels from the text model's config too.
@@ -23,6 +24,7 @@ class Architecture:
     model_type: str
     served_class: str
     vision: str
+    projectors: tuple[str, ...]
     renames: tuple[tuple[str, str], ...]
     head_key: str
     text_num_labels: bool
@@ -45,6 +47,11 @@ class Architecture:
         return bool(self.vision)
 
     @property
+    def projects_in_tower(self) -> bool:
+        """Whether what the tower gives has been through a projector."""
+        return any(name.startswith(f"{self.vision}.") for name in self.projectors)
+
+    @property
     def head_bias_key(self) -> str:
         """Where stock vLLM looks for the head's bias, which only some models have."""
         return self.head_key.removesuffix("weight") + "bias"
@@ -63,6 +70,7 @@ ARCHITECTURES = {
         model_type="qwen3_vl",
         served_class="Qwen3VLForSequenceClassification",
         vision="visual",
+        projectors=("visual.merger", "visual.deepstack_merger_list"),
         renames=(("visual.", "model.visual."), ("language_model.", "model.language_model.")),
         head_key="score.weight",
         text_num_labels=False,
@@ -71,6 +79,7 @@ ARCHITECTURES = {
         model_type="qwen2_5_vl",
         served_class="Qwen2_5_VLForSequenceClassification",
         vision="visual",
+        projectors=("visual.merger",),
         renames=(("visual.", "model.visual."), ("language_model.", "model.language_model.")),
         head_key="language_model.score.weight",
         text_num_labels=False,
@@ -79,6 +88,7 @@ ARCHITECTURES = {
         model_type="internvl",
         served_class="InternVLForSequenceClassification",
         vision="vision_tower",
+        projectors=("multi_modal_projector",),
         renames=(
             ("vision_tower.", "model.vision_tower."),
             ("multi_modal_projector.", "model.multi_modal_projector."),
@@ -91,6 +101,7 @@ ARCHITECTURES = {
         model_type="llava",
         served_class="LlavaForSequenceClassification",
         vision="vision_tower",
+        projectors=("multi_modal_projector",),
         renames=(
             ("vision_tower.", "model.vision_tower.vision_model."),
             ("multi_modal_projector.", "model.multi_modal_projector."),
@@ -107,6 +118,7 @@ TEXT_ARCHITECTURES = {
         model_type=model_type,
         served_class=f"{family}ForSequenceClassification",
         vision="",
+        projectors=(),
         renames=(("", "model."),),
         head_key="score.weight",
         text_num_labels=False,

@@ -58,6 +58,11 @@ class RewardModel(nn.Module):
         tower: nn.Module = getattr(self.backbone, self.architecture.vision)
         return tower
 
+    @property
+    def projectors(self) -> list[nn.Module]:
+        """What takes the tower's features to the language model's width; Qwen's are parts of the tower."""
+        return [self.backbone.get_submodule(name) for name in self.architecture.projectors]
+
     def forward(
         self,
         input_ids: Tensor,
