@@ -44,6 +44,16 @@ def test_a_ready_configuration_has_the_published_hyper_parameters(path: Path) ->
         ({"vision_cache_gib": 1, "freeze_vision": False}, "needs freeze_vision"),
         ({"image_options": 3}, "image_options must be a mapping"),
         ({"token_budget": -1}, "token_budget must not be negative"),
+        ({"proxy_warmup_steps": -5}, "proxy_warmup_steps must not be negative, not -5"),
+        ({"proxy_warmup_steps": 0.1}, "proxy_warmup_steps must be int, not 0.1"),
+        ({"proxy_warmup_steps": "ten"}, "proxy_warmup_steps must be int, not 'ten'"),
+        ({"proxy_base": 3}, "proxy_base must be str, not 3"),
+        ({"learning_rate": "nan"}, "learning_rate must be finite, not nan"),
+        ({"epochs": float("inf")}, "epochs must be finite, not inf"),
+        ({"train_weights": ["nan"]}, r"train_weights must be finite, not \[nan\]"),
+        ({"proxy_learning_rate": 0}, "proxy_learning_rate must be positive"),
+        ({"calibration_records": 0}, "calibration_records must be positive, not 0"),
+        ({"algorithm": "standard", "save_proxy": True}, "save_proxy needs an algorithm that trains a proxy"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
@@ -74,3 +84,12 @@ def test_an_epoch_ends_with_the_last_record() -> None:
     run = TrainingConfig("b", Path("o"), [Path("t")], [Path("v")], batch_prompts=8, accumulation=2)
     assert [run.main_steps(records) for records in (1, 16, 17)] == [1, 1, 2]
     assert run.main_steps(17, processes=2) == 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "records", "processes", "steps"),
+    [(10, 33, 1, 20), (10, 33, 2, 10), (0.5, 33, 1, 1), (1.5, 33, 1, 3), (1.1, 320, 1, 11)],
+)
+def test_no_epoch_is_cut_short(epochs: float, records: int, processes: int, steps: int) -> None:
+    run = TrainingConfig("b", Path("o"), [Path("t")], [Path("v")], batch_prompts=32, epochs=epochs)
+    assert run.main_steps(records, processes) == steps

@@ -13,6 +13,14 @@ from beholder_training.losses import PAIR_LOSSES, WEIGHTINGS
 
 BadRecords = Literal["fail", "skip"]
 ProxyInput = Literal["text_only", "blank_image"]
+POSITIVE = (
+    *("batch_prompts", "accumulation", "learning_rate", "proxy_learning_rate", "max_grad_norm", "max_length"),
+    *("epochs", "calibration_records"),
+)
+NOT_NEGATIVE = (
+    *("steps", "token_budget", "vision_cache_gib", "lora_rank", "save_steps", "workers", "centring"),
+    "proxy_warmup_steps",
+)
 
 
 @dataclass
@@ -25,15 +33,17 @@ class TrainingConfig:
     train: files of preferences (.jsonl, .json, .parquet); validation: held-out ones, for calibration, golden samples
         and accuracy. train_weights: how often each file is seen in an epoch, one number a file; empty is once each.
     image_root: folder of the images' paths, by default each file's own; image_cache: where embedded images are kept.
-    bad_records: what training does about records that `check-data` reports.
+    bad_records: what training does about records that `check-data` reports, held out or not.
     check_images: decode every image and measure every sequence before the first step, as `check-data` does.
     algorithm: how pairs are weighted, a key of losses.WEIGHTINGS; exponent: of the weight; 0 is standard.
     pair_loss: a key of losses.PAIR_LOSSES; gap_strength, gap_rate: how much the rating gap changes it.
     label_smoothing: probability that a label is wrong; centring: weight of the penalty that keeps rewards near 0.
-    steps: optimiser steps of the main branch; 0 trains for `epochs`.
+    steps: optimiser steps of the main branch; 0 trains for `epochs`, each of which ends with the step that has what is
+        left of the data.
     batch_prompts: prompts in a forward on each process, and accumulation: forwards in an optimiser step; all pairs of a
         prompt are loss terms, and the loss is a mean over all pairs of the step.
-    token_budget: tokens of a forward, padding included; splits it further than batch_prompts does. 0: no limit.
+    token_budget: tokens of a forward, padding included; splits it further than batch_prompts does. 0: no limit. Both
+        also bound the forwards of evaluation and calibration after the last step.
     packed: all responses of a prompt in one sequence. Where the probe at the start finds that the model's rewards
         differ from those of separate sequences, they are padded instead.
     image_options: settings of the base's image processor to change, such as max_patches; the checkpoint keeps them.
@@ -48,7 +58,8 @@ class TrainingConfig:
     vision_cache_gib: keep the frozen tower's features across epochs; with Qwen this needs freeze_projector.
     fsdp: shard both branches over the GPUs of the processes that torchrun or accelerate started (FSDP2); without such,
         training is refused.
-    save_steps: also save for resuming after every so many steps; SIGTERM saves in any case.
+    save_steps: also save for resuming after every so many steps; SIGTERM and the last step save in any case.
+    calibration_records: the most held-out records to evaluate and calibrate on, drawn by the seed.
     """
 
     base: str
@@ -110,12 +121,7 @@ class TrainingConfig:
         for name, kind in (("export_dtype", Dtype), ("bad_records", BadRecords), ("proxy_input", ProxyInput)):
             if getattr(self, name) not in get_args(kind):
                 raise DataError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
-        for name in ("batch_prompts", "accumulation", "learning_rate", "max_grad_norm", "max_length", "epochs"):
-            if getattr(self, name) <= 0:
-                raise DataError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("steps", "token_budget", "vision_cache_gib", "lora_rank", "save_steps", "workers", "centring"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} must not be negative, not {getattr(self, name)}")
+        self._check_numbers()
         if not 0 <= self.label_smoothing < 0.5:
             raise DataError(f"label_smoothing must be in [0, 0.5), not {self.label_smoothing}")
         if not self.train or not self.validation:
@@ -126,6 +132,19 @@ class TrainingConfig:
             raise DataError("train_weights must not be negative")
         if self.vision_cache_gib and not self.freeze_vision:
             raise DataError("vision_cache_gib needs freeze_vision: features of a tower that learns cannot be kept")
+        if self.save_proxy and not self.needs_proxy:
+            raise DataError(f"save_proxy needs an algorithm that trains a proxy, which {self.algorithm!r} does not")
+
+    def _check_numbers(self) -> None:
+        for name, value in asdict(self).items():
+            if any(isinstance(each, float) and not math.isfinite(each) for each in _each(value)):
+                raise DataError(f"{name} must be finite, not {value}")
+        for name in POSITIVE:
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise DataError(f"{name} must be positive, not {value}")
+        for name in NOT_NEGATIVE:
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise DataError(f"{name} must not be negative, not {value}")
 
     @property
     def needs_proxy(self) -> bool:
@@ -137,8 +156,12 @@ class TrainingConfig:
         return self.batch_prompts * self.accumulation
 
     def main_steps(self, records: int, processes: int = 1) -> int:
-        """Optimiser steps of the main branch: as set, or what the epochs over so many records take, rounded up."""
-        return self.steps or math.ceil(self.epochs * records / (self.step_prompts * processes))
+        """Optimiser steps of the main branch: as set, or what the epochs over so many records take, rounded up.
+
+        An epoch's last step has what is left of the data; no step has records of two epochs.
+        """
+        epoch = math.ceil(records / (self.step_prompts * processes))
+        return self.steps or math.ceil(round(self.epochs * epoch, 6))  # 1.1 * 10 is a little above 11
 
     def proxy_warmup(self, total_steps: int) -> int:
         """Warm-up steps of the proxy: as set, by default a tenth of the run for proxy-balanced, else none."""
@@ -179,7 +202,7 @@ def _typed(name: str, value: Any) -> Any:
     """Paths as Path, one-element lists allowed as a scalar, numbers checked."""
     hint = get_type_hints(TrainingConfig)[name]
     if get_origin(hint) is list:
-        return [_as(get_args(hint)[0], name, item) for item in (value if isinstance(value, list) else [value])]
+        return [_as(get_args(hint)[0], name, item) for item in _each(value)]
     if get_origin(hint) is dict:
         return _as(dict, name, value)
     kinds = get_args(hint) or (hint,)
@@ -188,9 +211,14 @@ def _typed(name: str, value: Any) -> Any:
     for kind in (Path, float):
         if kind in kinds:
             return _as(kind, name, value)
-    if hint in (int, bool, str) and type(value) is not hint:
-        raise DataError(f"{name} must be {hint.__name__}, not {value!r}")
+    for exact in (int, bool, str):
+        if exact in kinds and type(value) is not exact:
+            raise DataError(f"{name} must be {exact.__name__}, not {value!r}")
     return value
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _as(kind: Any, name: str, value: Any) -> Any:
