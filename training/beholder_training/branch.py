@@ -26,7 +26,8 @@ class Branch:
     """`sees_images` False leaves the images out of every conversation: the text-only proxy.
 
     blank_images: every image is a white square instead. packed: a record's responses share one sequence; otherwise
-    each is a row of its own with the images again.
+    each is a row of its own with the images again. batch_prompts, token_budget: the most records, and tokens with
+    padding (0: no limit), that `score` forwards at once.
     """
 
     model: RewardModel
@@ -37,6 +38,8 @@ class Branch:
     """Where the base came from."""
     blank_images: bool = False
     packed: bool = True
+    batch_prompts: int = 64
+    token_budget: int = 0
 
     def __post_init__(self) -> None:
         self._encoded: ByteBoundedCache[str, list[EncodedGroup]] = ByteBoundedCache(2**31)
@@ -99,11 +102,8 @@ class Branch:
             return []
         return [blank_image() if self.blank_images else load_image_file(path) for path in record.images]
 
-    def collate(self, records: Sequence[Record]) -> dict[str, Any]:
-        """The batch of `records`, as `RewardModel.forward` takes it."""
-        return self.collate_groups([group for record in records for group in self.encode(record)])
-
     def collate_groups(self, groups: Sequence[EncodedGroup]) -> dict[str, Any]:
+        """The batch of these rows, as `RewardModel.forward` takes it."""
         return collate(groups, self.renderer.image_token_id, self.encoder.pad_token_id)
 
     @property
@@ -111,17 +111,44 @@ class Branch:
         return self.model.score.weight.device
 
     @torch.inference_mode()
-    def score(self, records: Sequence[Record], batch_prompts: int = 64, label: str = "") -> list[list[float]]:
-        """Rewards of every record's responses. A progress bar is shown when `label` is given."""
+    def score(self, records: Sequence[Record], batch_prompts: int = 0, label: str = "") -> list[list[float]]:
+        """Rewards of every record's responses. `batch_prompts` in place of the branch's own, unless it is 0. A progress
+        bar is shown when `label` is given.
+        """
         self.model.eval()
         scores: list[list[float]] = []
         with tqdm(total=len(records), desc=label, unit="prompt", disable=not label) as bar:
-            for batch in batches(records, batch_prompts):
-                rewards = self.model(**to_device(self.collate(batch), self.device)).tolist()
+            for batch, groups in self._forwards(records, batch_prompts or self.batch_prompts):
+                rewards = self.model(**to_device(self.collate_groups(groups), self.device)).tolist()
                 flat = iter(rewards)
                 scores += [[next(flat) for _ in record.responses] for record in batch]
                 bar.update(len(batch))
         return scores
+
+    def _forwards(
+        self, records: Sequence[Record], prompts: int
+    ) -> Iterator[tuple[Sequence[Record], list[EncodedGroup]]]:
+        """`records` in order with their rows, as many at once as the limits allow, but never none."""
+        batch: list[Record] = []
+        rows: list[EncodedGroup] = []
+        for record in records:
+            more = self.encode(record)
+            full = len(batch) == prompts or (self.token_budget and _padded_tokens([*rows, *more]) > self.token_budget)
+            if batch and full:
+                yield batch, rows
+                batch, rows = [], []
+            batch, rows = [*batch, record], [*rows, *more]
+        if batch:
+            yield batch, rows
+
+
+def device() -> torch.device:
+    """The accelerator, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _padded_tokens(rows: Sequence[EncodedGroup]) -> int:
+    return len(rows) * max(len(group.packed.token_ids) for group in rows)
 
 
 def resolve_base(base: str) -> Path:
@@ -137,8 +164,3 @@ def resolve_base(base: str) -> Path:
         return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(f"base {base!r} is neither a folder nor to be had from the hub: {error}") from None
-
-
-def batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
-    for start in range(0, len(records), size):
-        yield records[start : start + size]

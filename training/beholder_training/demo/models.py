@@ -81,6 +81,6 @@ def train_and_evaluate(world: Path, base: Path, output: Path, algorithm: str, te
     _, branch = run_training(config)
     sets: dict[str, Sequence[Record]] = {"iid": tests.iid, "cue_free": tests.cue_free, "ood": tests.ood}
     return {
-        name: pair_outcomes(records, branch.score(records, label=f"testing {algorithm} {name}"))
+        name: pair_outcomes(records, branch.score(records, batch_prompts=64, label=f"testing {algorithm} {name}"))
         for name, records in sets.items()
     }
