@@ -36,7 +36,8 @@ class ClipEachBranch(TrainerCallback):
 class StopOnSigterm(TrainerCallback):
     """SIGTERM ends the run after the step that it falls in, with everything saved for going on.
 
-    `agreed` is set by the trainer once any process has had the signal, so that all stop after the same step.
+    `agreed` is set by the trainer once any process has had the signal, so that all stop after the same step. The
+    signal is caught until `restore`, so that what is saved after the last step is saved whole.
     """
 
     def __init__(self) -> None:
@@ -47,9 +48,6 @@ class StopOnSigterm(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._receive)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.restore()
 
     def restore(self) -> None:
         """The signal's former meaning."""

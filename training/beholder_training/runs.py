@@ -1,17 +1,23 @@
 """One training run on disk: where it saves, whether it may go on, and the branch that comes out.
 
-A run that is killed leaves `.NAME.training` beside its output, with Trainer checkpoints and the settings that made
-them. The same command goes on from the latest whole one and gives the losses of a run that was never interrupted.
+A run that is killed leaves `.NAME.training` beside its output, with Trainer checkpoints and what decided them. The same
+command goes on from the latest whole one and gives the losses of a run that was never interrupted.
 """
 
+import hashlib
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, set_seed
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import TrainerState, TrainingArguments, set_seed
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from beholder.errors import CheckpointError, DataError
 from beholder.modeling.reward_model import RewardModel
@@ -23,10 +29,14 @@ from beholder_training.errors import TrainingInterrupted
 from beholder_training.trainer import RewardTrainer
 from beholder_training.vision_cache import VisionCache
 
-SETTINGS = "run.yaml"
+IDENTITY = "run.yaml"
 COMPLETE = "trainer_state.json"  # the Trainer writes it last
 KEPT = 2  # checkpoints at a time
 BLANK_CACHE_BYTES = 2**28
+FREE = {
+    *("save_steps", "logging_steps", "report_to", "workers"),  # how a run is watched and fed
+    *("validation", "calibration_records", "export_dtype", "save_proxy"),  # read after the last step
+}
 
 
 def train(
@@ -35,37 +45,76 @@ def train(
     main: Branch,
     proxy: Branch | None,
     loop: type[RewardTrainer] | None = None,
+    keep_last: bool = False,
 ) -> RewardTrainer:
     """Train `main` in place (and `proxy` beside it) on `records`, each of which has a pair. `loop` is another trainer
-    to do it with.
+    to do it with. `keep_last` leaves the last step's weights in the scratch folder, until `remove_checkpoints`.
 
     Raises TrainingInterrupted after SIGTERM, TrainingDiverged when a loss or gradient is not finite, CheckpointError
-    when the scratch folder holds a run with other settings, DataError for settings that this base or machine has not.
+    when the scratch folder holds a run with other settings, data or number of processes, DataError for settings that
+    this base or machine has not.
     """
     set_seed(config.seed)
     for branch in (main, proxy):
         if branch is not None:
             _prepare(branch, config)
-    scratch = scratch_folder(config)
     trainer = _trainer(config, records, main, proxy, loop or RewardTrainer)
     try:
-        resumed = latest_checkpoint(config)
-        if config.save_steps or resumed:
-            write_settings(config, trainer.is_world_process_zero())
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        _take_steps(trainer, config, identity(config, records, trainer.args.world_size))
+        if keep_last and _finished(trainer):
+            _keep_last(trainer, config)
     finally:
         trainer.stopper.restore()
         for cache in filter(None, trainer.vision_caches):
             cache.remove()
-        _remove_if_empty(scratch)
-    if trainer.state.global_step < trainer.state.max_steps:
-        write_settings(config, trainer.is_world_process_zero())
+        _clean(scratch_folder(config), trainer.is_world_process_zero())
+    if not _finished(trainer) or (trainer.stopper.received and _is_whole(_last(trainer, config))):
         raise TrainingInterrupted(
             f"stopped by SIGTERM after step {trainer.state.global_step} of {trainer.state.max_steps}; saved in "
-            f"{scratch}: the same command goes on from there"
+            f"{scratch_folder(config)}: the same command goes on from there"
         )
     unwrap(trainer, config, main, proxy)
     return trainer
+
+
+def _take_steps(trainer: RewardTrainer, config: TrainingConfig, ours: dict[str, Any]) -> None:
+    """All that are missing, from where an interrupted run `ours` stopped."""
+    resumed = latest_checkpoint(config, ours)
+    if resumed is not None and _step(resumed) >= trainer.args.max_steps:
+        _restore(trainer, resumed)
+        return
+    if resumed is None and trainer.is_world_process_zero():
+        scratch_folder(config).mkdir(parents=True, exist_ok=True)
+        (scratch_folder(config) / IDENTITY).write_text(yaml.safe_dump(ours))
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+
+
+def _restore(trainer: RewardTrainer, checkpoint: Path) -> None:
+    """The weights and history of a run that has taken its last step: the Trainer would take one more."""
+    weights: Any = trainer.model
+    weights.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / COMPLETE))
+
+
+def _keep_last(trainer: RewardTrainer, config: TrainingConfig) -> None:
+    """Save what evaluation and export need, should they fail: the weights, without the optimiser."""
+    if config.save_steps or _is_whole(_last(trainer, config)):  # the Trainer has saved it, or this run began there
+        return
+    try:
+        trainer.save_model(str(_last(trainer, config)))
+        if trainer.is_world_process_zero():
+            trainer.state.save_to_json(str(_last(trainer, config) / COMPLETE))
+    except (OSError, SafetensorError) as error:  # no room for it need not mean no room for the model
+        shutil.rmtree(_last(trainer, config), ignore_errors=True)
+        print(f"{_last(trainer, config)} could not be saved ({error}): going on to export", file=sys.stderr)
+
+
+def _finished(trainer: RewardTrainer) -> bool:
+    return trainer.state.global_step >= trainer.state.max_steps
+
+
+def _last(trainer: RewardTrainer, config: TrainingConfig) -> Path:
+    return scratch_folder(config) / f"checkpoint-{trainer.state.global_step}"
 
 
 def unwrap(trainer: RewardTrainer, config: TrainingConfig, main: Branch, proxy: Branch | None) -> None:
@@ -98,23 +147,51 @@ def scratch_folder(config: TrainingConfig) -> Path:
     return config.output.parent / f".{config.output.name}.training"
 
 
-def latest_checkpoint(config: TrainingConfig) -> Path | None:
-    """The newest whole Trainer checkpoint of this very run. Raises CheckpointError when there is another run's."""
+def latest_checkpoint(config: TrainingConfig, ours: Mapping[str, Any] | None = None) -> Path | None:
+    """The newest whole Trainer checkpoint of this very run. `ours` is its identity, by default the settings alone.
+
+    Raises CheckpointError, which says what differs, when there is another run's.
+    """
     scratch = scratch_folder(config)
-    whole = [path for path in scratch.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    whole = list(filter(_is_whole, scratch.glob("checkpoint-*")))
     if not whole:
         return None
-    settings = scratch / SETTINGS
-    if settings.is_file() and settings.read_text() != _identity(config):
-        raise CheckpointError(f"{scratch} holds an interrupted run with other settings: remove it to start anew")
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+    if not (scratch / IDENTITY).is_file():
+        raise CheckpointError(f"{scratch} holds checkpoints without their {IDENTITY}: remove it to start anew")
+    if found := _differences(yaml.safe_load((scratch / IDENTITY).read_text()), ours or _settings(config)):
+        raise CheckpointError(
+            f"{scratch} holds an interrupted run with other settings: {', '.join(found)}; "
+            "give its own to go on, or remove it to start anew"
+        )
+    return max(whole, key=_step)
 
 
-def write_settings(config: TrainingConfig, writes: bool) -> None:
-    """The settings that a resumed run must have, beside its checkpoints."""
-    if writes:
-        scratch_folder(config).mkdir(parents=True, exist_ok=True)
-        (scratch_folder(config) / SETTINGS).write_text(_identity(config))
+def _is_whole(checkpoint: Path) -> bool:
+    return (checkpoint / COMPLETE).is_file()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def identity(config: TrainingConfig, records: Sequence[Record], processes: int) -> dict[str, Any]:
+    """What two runs share that may continue each other: settings, training data and number of processes."""
+    digest = hashlib.sha256()
+    for record in records:
+        content = (record.prompt, *map(str, record.images), *record.responses, *record.qualities)
+        digest.update(repr(content).encode("utf-8", "backslashreplace"))
+    return {**_settings(config), "training data": digest.hexdigest()[:16], "processes": processes}
+
+
+def _settings(config: TrainingConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load(config.as_text())
+    return {name: value for name, value in settings.items() if name not in FREE}
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} was {theirs.get(name)}, is {value}" for name, value in ours.items() if theirs.get(name, ...) != value
+    ]
 
 
 def remove_checkpoints(config: TrainingConfig) -> None:
@@ -122,21 +199,16 @@ def remove_checkpoints(config: TrainingConfig) -> None:
     scratch = scratch_folder(config)
     for path in scratch.glob("checkpoint-*"):
         shutil.rmtree(path)
-    (scratch / SETTINGS).unlink(missing_ok=True)
-    _remove_if_empty(scratch)
+    _clean(scratch, is_first=True)
 
 
-def _remove_if_empty(scratch: Path) -> None:
-    """The Trainer makes its folder whether it writes there or not."""
+def _clean(scratch: Path, is_first: bool) -> None:
+    """Leave no identity without a checkpoint, and no empty folder: the Trainer makes one whether it saves or not."""
+    if is_first and not any(scratch.glob("checkpoint-*")):
+        (scratch / IDENTITY).unlink(missing_ok=True)
     if scratch.is_dir() and not any(scratch.iterdir()):
         with suppress(OSError):  # another process of the run was first
             scratch.rmdir()
-
-
-def _identity(config: TrainingConfig) -> str:
-    """What two runs share that may continue each other; how often they save and log is their own affair."""
-    free = ("save_steps:", "logging_steps:", "report_to:", "workers:")
-    return "".join(line for line in config.as_text().splitlines(keepends=True) if not line.startswith(free))
 
 
 def _prepare(branch: Branch, config: TrainingConfig) -> None:
