@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,12 @@ def export(
     return Checkpoint(output, complete)
 
 
+def require_golden_samples(branch: Branch, held_out: Sequence[Record]) -> None:
+    """Raises what `export` would: no held-out record has an image, or a sample made of one cannot be encoded."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_golden_samples(Path(folder), branch.renderer.reading(branch.input), partial(_encode, branch), held_out)
+
+
 def write_model(folder: Path, branch: Branch, dtype: Dtype) -> None:
     """config.json, weights, tokenizer and processor, with the names that stock vLLM expects."""
     branch.encoder.save(folder)
@@ -101,6 +108,11 @@ def bf16_error(branch: Branch, records: Sequence[Record], scores: Scores, limit:
     rounded = half.score(records[:limit])
     pairs = zip(rounded, scores[:limit], strict=True)
     return max(abs(a - b) for ours, exact in pairs for a, b in zip(ours, exact, strict=True))
+
+
+def _encode(branch: Branch, prompt: Prompt) -> float:
+    branch.encoder.encode([prompt])
+    return 0.0
 
 
 def _score(branch: Branch, prompt: Prompt) -> float:

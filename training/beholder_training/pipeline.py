@@ -1,24 +1,26 @@
 """A configuration -> a checkpoint: read, check, train, evaluate on held-out records, export."""
 
+import gc
 import random
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import set_seed
 
 from beholder.checkpoint import Checkpoint
-from beholder.errors import CheckpointError, DataError
-from beholder_training.branch import Branch
+from beholder.errors import BeholderError, CheckpointError, DataError, PromptTooLong
+from beholder_training.branch import Branch, device
 from beholder_training.checking import Checked, Examine, PictureCheck, check_files
 from beholder_training.config import TrainingConfig
 from beholder_training.data import ImagePlaces, Record, fingerprint, repeat_by_weight
 from beholder_training.evaluation import estimate, pair_outcomes, record_of_pair
-from beholder_training.export import export
+from beholder_training.export import export, require_golden_samples
 from beholder_training.overlap import overlap
 from beholder_training.probe import choose_packing
-from beholder_training.runs import latest_checkpoint, remove_checkpoints, train
+from beholder_training.runs import latest_checkpoint, remove_checkpoints, scratch_folder, train
 
 
 def run_training(config: TrainingConfig) -> tuple[Checkpoint, Branch]:
@@ -31,40 +33,74 @@ def run_training(config: TrainingConfig) -> tuple[Checkpoint, Branch]:
 def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None:
     """Train as `config` says and export to config.output; None on all processes but the first.
 
-    Raises CheckpointError before any work when the output exists or the base cannot be trained, DataError for
-    unusable data.
+    Raises CheckpointError before any work when the output exists or the base cannot be trained, DataError before the
+    first step for data that cannot be trained on, evaluated or exported. Once the last step is taken, whatever fails
+    can be mended: the same command goes on from there.
     """
     if config.output.exists():
         raise CheckpointError(f"{config.output} exists already: choose another --output or remove it")
     latest_checkpoint(config)  # refuses another run's before any work
     set_seed(config.seed)
     main, proxy = make_branches(config)
-    records, held_out = training_records(config, main), held_out_records(config)
+    records, held_out = training_records(config, main, proxy), held_out_records(config, main)
     if shared := overlap(records, held_out):
         print(f"warning: {shared}", file=sys.stderr)
+    chosen = calibration_records(config, main, held_out)
     choose_forward(config, main, proxy, records)
-    trainer = train(config, records, main, proxy)
-    is_first = trainer.is_world_process_zero()
+    is_first, history = fit(config, records, main, proxy)
     leave_process_group()
     if not is_first:
         return None
-    main.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    chosen = random.Random(config.seed).sample(held_out, min(config.calibration_records, len(held_out)))
-    accuracy = estimate(pair_outcomes(chosen, main.score(chosen, label="evaluating")), record_of_pair(chosen))
+    free_memory(proxy)
+    try:
+        return evaluate_and_export(config, main, proxy, chosen, history), main
+    except BaseException:
+        if latest_checkpoint(config):
+            print(f"trained; {scratch_folder(config)} has the last step: the same command exports it", file=sys.stderr)
+        raise
+
+
+def evaluate_and_export(
+    config: TrainingConfig,
+    main: Branch,
+    proxy: Branch | None,
+    held_out: Sequence[Record],
+    history: list[dict[str, float]],
+) -> Checkpoint:
+    """The checkpoint of trained branches, within the run's limits of a forward. What the run had saved is removed."""
+    main.model.to(device())
+    main.batch_prompts, main.token_budget = config.batch_prompts, config.token_budget
+    accuracy = estimate(pair_outcomes(held_out, main.score(held_out, label="evaluating")), record_of_pair(held_out))
     checkpoint = export(
         main,
         config.output,
-        chosen,
+        held_out,
         base_model=config.base,
         algorithm=config.algorithm,
         data_fingerprint=fingerprint(config.train),
         dtype=config.export_dtype,
         evaluation={"held_out_accuracy": accuracy.mean, "half_width_95": accuracy.half_width, "pairs": accuracy.count},
         proxy=proxy if config.save_proxy else None,
-        history=[line for line in trainer.state.log_history if "learning_rate" in line],
+        history=history,
     )
     remove_checkpoints(config)
-    return checkpoint, main
+    return checkpoint
+
+
+def fit(
+    config: TrainingConfig, records: Sequence[Record], main: Branch, proxy: Branch | None
+) -> tuple[bool, list[dict[str, float]]]:
+    """Train, with the last step kept. Whether this is the first process, and the log lines of the training steps."""
+    trainer = train(config, records, main, proxy, keep_last=True)
+    return trainer.is_world_process_zero(), [line for line in trainer.state.log_history if "learning_rate" in line]
+
+
+def free_memory(proxy: Branch | None) -> None:
+    """What is left of the trainer, the optimiser's state above all; the accelerator is now the main branch's."""
+    if proxy is not None:
+        proxy.model.to("cpu")
+    gc.collect()  # the trainer and its callbacks refer to each other
+    torch.cuda.empty_cache()
 
 
 def leave_process_group() -> None:
@@ -87,18 +123,54 @@ def make_branches(config: TrainingConfig) -> tuple[Branch, Branch | None]:
     return main, proxy
 
 
-def training_records(config: TrainingConfig, main: Branch) -> list[Record]:
-    """Every usable record, each file's as often as its weight says; prints what was left out.
+def training_records(config: TrainingConfig, main: Branch, proxy: Branch | None) -> list[Record]:
+    """Every record that both branches can read, each file's as often as its weight says; prints what was left out.
 
     Raises DataError for bad records, unless they are to be skipped, and when no record is usable.
     """
     records: list[Record] = []
     weights = config.train_weights or [1.0] * len(config.train)
+    examine: list[Examine] = [main.encode]
+    if proxy is not None:
+        examine.append(partial(_encode_for_proxy, proxy))
     for number, (file, weight) in enumerate(zip(config.train, weights, strict=True)):
-        checked = check(config, [file], [main.encode])
+        checked = check(config, [file], examine)
         records += repeat_by_weight(checked.records, weight, config.seed + number)
+    return _some(records, config.train)
+
+
+def _encode_for_proxy(proxy: Branch, record: Record) -> None:
+    try:
+        proxy.encode(record)
+    except BeholderError as error:
+        raise error.at("for the proxy") from None
+
+
+def held_out_records(config: TrainingConfig, main: Branch) -> list[Record]:
+    """Records to evaluate and calibrate on, by the same rule for bad ones. Raises DataError like `training_records`."""
+    return _some(check(config, config.validation, [main.encode]).records, config.validation)
+
+
+def calibration_records(config: TrainingConfig, main: Branch, held_out: Sequence[Record]) -> list[Record]:
+    """As many of the held-out records as are set, drawn by the seed, one with an image among them.
+
+    Raises DataError when export could make no golden samples of them.
+    """
+    chosen = random.Random(config.seed).sample(held_out, min(config.calibration_records, len(held_out)))
+    if main.sees_images and not any(record.images for record in chosen):
+        chosen[-1:] = [record for record in held_out if record.images][:1] or chosen[-1:]
+    try:
+        require_golden_samples(main, chosen)
+    except BeholderError as error:
+        files = ", ".join(map(str, config.validation))
+        cure = "; raise max_length" if isinstance(error, PromptTooLong) else ""
+        raise DataError(f"{files}: export cannot make golden samples of these records: {error}{cure}") from None
+    return chosen
+
+
+def _some(records: list[Record], files: Sequence[Path]) -> list[Record]:
     if not records:
-        raise DataError(f"no usable record in {', '.join(map(str, config.train))}: see `beholder-train check-data`")
+        raise DataError(f"no usable record in {', '.join(map(str, files))}: see `beholder-train check-data`")
     return records
 
 
@@ -111,16 +183,6 @@ def check(config: TrainingConfig, files: Sequence[Path], more: Sequence[Examine]
             checked.require_good()
         print(f"{', '.join(map(str, files))}: {checked}", file=sys.stderr)
     return checked
-
-
-def held_out_records(config: TrainingConfig) -> list[Record]:
-    """Records to evaluate and calibrate on, by the same rule for bad ones."""
-    checked = check(config, config.validation)
-    if not checked.records:
-        raise DataError(
-            f"no usable record in {', '.join(map(str, config.validation))}: see `beholder-train check-data`"
-        )
-    return checked.records
 
 
 def choose_forward(config: TrainingConfig, main: Branch, proxy: Branch | None, records: Sequence[Record]) -> None:
