@@ -61,6 +61,17 @@ def test_check_data_lists_by_line_and_fails(hostile: Path, tiny_base: Path, caps
     assert "3 missing-response" in printed.err
 
 
+@pytest.mark.parametrize("sees", ["text_only", "blank_image"])
+def test_check_data_measures_for_the_proxy(
+    sees: str, world: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The blank image has more tokens than the world's pictures, no image has fewer."""
+    command = ["check-data", str(world / "length" / "train.jsonl"), "--base", str(tiny_base), "--max-length", "100"]
+    assert main(command) == 0
+    assert main([*command, "--proxy-input", sees]) == (1 if sees == "blank_image" else 0)
+    assert ("too-long: for the proxy: the conversation has" in capsys.readouterr().out) == (sees == "blank_image")
+
+
 def _train(hostile: Path, world: Path, base: Path, output: Path, bad_records: str) -> int:
     files = ["--train", str(hostile), "--validation", str(world / "length" / "responses.jsonl")]
     settings = ["batch_prompts=8", "max_length=512", f"bad_records={bad_records}", "learning_rate=1e-3"]

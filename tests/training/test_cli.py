@@ -1,5 +1,6 @@
 """`beholder-train` as a user runs it: a checkpoint from files, and one line for every mistake."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from beholder.checkpoint import read_checkpoint, verify_files
 from beholder_training.branch import Branch
 from beholder_training.cli import main
-from beholder_training.data import read_records
+from beholder_training.data import fingerprint, read_records
 
 
 @pytest.fixture
@@ -68,6 +69,28 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert error.startswith("beholder-train: error: ")
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_repeated_flag_adds_to_the_earlier_one(arguments: list[str], world: Path, tmp_path: Path) -> None:
+    more = world / "length" / "train_pairs_more.jsonl"
+    more.write_text((world / "length" / "train_pairs.jsonl").read_text())
+    repeated = ["--train", str(more), "--set", "algorithm=sfc", "--set", "algorithm=standard"]
+    assert main([*arguments, *repeated]) == 0
+    manifest = read_checkpoint(tmp_path / "rm").manifest
+    files = [world / "length" / name for name in ("train.jsonl", "train_pairs.jsonl", more.name)]
+    assert (manifest.algorithm, manifest.data_fingerprint) == ("standard", fingerprint(files))
+    history = json.loads((tmp_path / "rm" / "history.json").read_text())
+    assert max(line["learning_rate"] for line in history) == 1e-3  # of the first --set
+
+
+def test_evaluate_keeps_to_its_limits(tiny_checkpoint: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", str(tiny_checkpoint), str(world / "length" / "iid.jsonl")]
+    assert main(command) == 0
+    whole = capsys.readouterr().out
+    assert main([*command, "--batch-prompts", "5", "--token-budget", "200"]) == 0
+    assert capsys.readouterr().out == whole
+    assert main([*command, "--batch-prompts", "0"]) == 1
+    assert "--batch-prompts must be positive" in capsys.readouterr().err
 
 
 def test_an_existing_output_is_refused_before_any_work(

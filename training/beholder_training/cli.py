@@ -58,11 +58,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(commands: Any) -> None:
     command = commands.add_parser("train", help="preferences and a base model -> a checkpoint to serve")
     command.add_argument("--config", type=Path, help="YAML file of settings; flags win over it")
+    files = "preferences: .jsonl, .json, .parquet"
     for setting in ("--train", "--validation"):
-        command.add_argument(setting, type=Path, nargs="+", help="preferences: .jsonl, .json, .parquet")
+        command.add_argument(setting, type=Path, nargs="+", action="extend", help=files)
     command.add_argument("--base", help="folder or hub name of the vision-language model to start from")
     command.add_argument("--output", type=Path, help="folder of the checkpoint; must not exist yet")
-    command.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help=f"any setting: {_setting_names()}")
+    settings = f"any setting: {_setting_names()}"
+    command.add_argument("--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help=settings)
     for name, kind in (("algorithm", str), ("steps", int), ("seed", int), ("learning-rate", float)):
         command.add_argument(f"--{name}", type=kind)
     command.set_defaults(run=_train)
@@ -103,6 +105,9 @@ def _add_check_data(commands: Any) -> None:
     command.add_argument("--image-cache", type=Path, help="where images embedded in parquet are kept")
     command.add_argument("--base", help="folder or hub name of the base: also find prompts that are too long for it")
     command.add_argument("--max-length", type=int, default=4096, help="tokens of a sequence, images included")
+    proxy = "with --base: also find what is too long for a proxy that sees this"
+    command.add_argument("--proxy-input", choices=["text_only", "blank_image"], help=proxy)
+    command.add_argument("--proxy-base", help="folder or hub name of the proxy's base (default: --base)")
     command.set_defaults(run=_check_data)
 
 
@@ -110,6 +115,7 @@ def _check_data(parsed: argparse.Namespace) -> None:
     from beholder.errors import DataError
     from beholder.records.problems import counts
     from beholder_training.checking import Examine, PictureCheck, check_files
+    from beholder_training.config import ProxyInput
     from beholder_training.data import ImagePlaces
 
     examine: list[Examine] = [PictureCheck()]
@@ -117,6 +123,9 @@ def _check_data(parsed: argparse.Namespace) -> None:
         from beholder_training.measuring import LengthCheck
 
         examine.append(LengthCheck(parsed.base, parsed.max_length))
+        if parsed.proxy_input or parsed.proxy_base:
+            seen: ProxyInput = parsed.proxy_input or "text_only"
+            examine.append(LengthCheck(parsed.proxy_base or parsed.base, parsed.max_length, seen))
     checked = check_files(parsed.files, ImagePlaces(parsed.image_root, parsed.image_cache), examine)
     for problem in checked.problems:
         print(problem)
@@ -135,18 +144,25 @@ def _add_evaluate(commands: Any) -> None:
         "--text-only", type=Path, metavar="FOLDER", help="text-only reward model (default: each proxy/)"
     )
     home = "test set of a model's own training distribution, by the names printed; its others are then o.o.d."
-    command.add_argument("--iid", nargs="+", default=[], metavar="MODEL=TEST", help=home)
+    command.add_argument("--iid", nargs="+", action="extend", default=[], metavar="MODEL=TEST", help=home)
     command.add_argument("--image-root", type=Path, help="folder of the images' paths (default: each file's own)")
+    command.add_argument("--batch-prompts", type=int, default=64, help="most prompts in a forward (%(default)s)")
+    tokens = "most tokens in a forward, padding included; 0 is no limit (%(default)s)"
+    command.add_argument("--token-budget", type=int, default=32_768, help=tokens)
     command.set_defaults(run=_evaluate)
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
+    from beholder.errors import DataError
     from beholder.records.problems import counts
+    from beholder_training.branch import device
     from beholder_training.evaluation.inputs import home_sets, read_models, read_tests, split_paths
     from beholder_training.evaluation.suite import evaluate
     from beholder_training.report.evaluation import check_output, write_report
 
     folders, files = split_paths(parsed.paths)
+    if parsed.batch_prompts < 1 or parsed.token_budget < 0:
+        raise DataError("--batch-prompts must be positive and --token-budget not negative")
     if parsed.output is not None:
         check_output(parsed.output)
     tests = read_tests(files, parsed.image_root)
@@ -154,6 +170,9 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         if test.left_out:
             print(f"{test.file}: left out: {counts(test.left_out)}", file=sys.stderr)
     models = read_models(folders, parsed.text_only)
+    for branch in filter(None, (branch for model in models for branch in (model.branch, model.text_only))):
+        branch.model.to(device())
+        branch.batch_prompts, branch.token_budget = parsed.batch_prompts, parsed.token_budget
     evaluation = evaluate(models, tests, home_sets(parsed.iid, models, tests), ablate=parsed.output is not None)
     for result in evaluation.results:
         print(f"{result.model} on {result.test}: accuracy {result.accuracy} over {result.accuracy.count} pairs")

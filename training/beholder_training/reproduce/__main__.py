@@ -16,13 +16,13 @@ from beholder_training.reproduce.writing import write_results
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m beholder_training.reproduce", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("build/reproduce"))
-    parser.add_argument("--family", choices=FAMILIES, nargs="+", default=["main"])
+    parser.add_argument("--family", choices=FAMILIES, nargs="+", action="extend", help="(main)")
     parser.add_argument("--workers", type=int, default=2, help="cells side by side, one thread each")
     parser.add_argument("--photos", type=Path, help="folder of the grocery data, for --family grocery")
     parser.add_argument("--report-only", action="store_true", help="summarise what is finished; run nothing")
     parsed = parser.parse_args()
     try:
-        for family in parsed.family:
+        for family in parsed.family or ["main"]:
             run(family, Places(parsed.output, parsed.photos), parsed.workers, parsed.report_only)
     except BeholderError as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
