@@ -17,7 +17,7 @@ NAMES = ("main", "proxy")
 class TwoBranches(nn.Module):
     """Main branch and proxy (or None)."""
 
-    def __init__(self, main: Branch, proxy: Branch | None, freeze_vision: bool, freeze_projector: bool = False) -> None:
+    def __init__(self, main: Branch, proxy: Branch | None, freeze_vision: bool) -> None:
         super().__init__()
         self.main = main.model
         self.proxy = proxy.model if proxy else None
@@ -25,7 +25,8 @@ class TwoBranches(nn.Module):
         self.seeing = [branch.model for branch in (main, proxy) if branch is not None and branch.sees_images]
         self.frozen = [model.vision for model in present if freeze_vision]
         for model in present:
-            freeze_pictures(model, freeze_vision, freeze_projector)
+            if freeze_vision:
+                freeze_tower(model)
         if self.proxy is not None and proxy is not None and not proxy.sees_images:
             self.proxy.vision.requires_grad_(False)  # never called: keep it out of optimiser and clip
         # What accelerate shards one by one under FSDP2. The tower, which not every batch calls, is not among them:
@@ -58,12 +59,11 @@ class TwoBranches(nn.Module):
         return rewards
 
 
-def freeze_pictures(model: RewardModel, vision: bool, projector: bool) -> None:
-    """Take the `vision` tower, the `projector`, or both out of training; a projector inside the tower stands alone."""
-    if vision:
-        model.vision.requires_grad_(False)
-    for module in model.projectors:
-        module.requires_grad_(not projector)
+def freeze_tower(model: RewardModel) -> None:
+    """Take the vision tower out of training, but not a projector inside it."""
+    model.vision.requires_grad_(False)
+    for projector in model.projectors:
+        projector.requires_grad_(True)
 
 
 def _text_layers(model: RewardModel) -> set[str]:

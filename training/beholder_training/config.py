@@ -54,8 +54,7 @@ class TrainingConfig:
     lora_rank: adapters of this rank on the language model instead of its weights, merged at export; 0: none.
     text_only: leave the images out of the main branch too: the text-only baseline.
     freeze_vision: leave the vision tower as it is, in eval mode, but for Qwen's projector, which is a part of it;
-        freeze_projector: leave the projector as it is, too.
-    vision_cache_gib: keep the frozen tower's features across epochs; with Qwen this needs freeze_projector.
+        vision_cache_gib: keep its features across epochs.
     fsdp: shard both branches over the GPUs of the processes that torchrun or accelerate started (FSDP2); without such,
         training is refused.
     save_steps: also save for resuming after every so many steps; SIGTERM and the last step save in any case.
@@ -97,7 +96,6 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     max_length: int = 4096
     freeze_vision: bool = True
-    freeze_projector: bool = False
     vision_cache_gib: float = 0.0
     text_only: bool = False
     bf16: bool = False

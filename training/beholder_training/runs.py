@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from beholder.errors import CheckpointError, DataError
+from beholder.errors import CheckpointError
 from beholder.modeling.reward_model import RewardModel
 from beholder_training.adapters import add_adapters, merge_adapters
 from beholder_training.branch import Branch
@@ -233,26 +233,13 @@ def _trainer(
 def _vision_caches(
     config: TrainingConfig, main: Branch, proxy: Branch | None
 ) -> tuple[VisionCache | None, VisionCache | None]:
-    """The main branch's on request; a blank-image proxy's whenever its tower is frozen: it only ever sees one image.
-
-    Raises DataError when features are to be kept of a tower that does not stay as it is.
-    """
+    """The main branch's on request; a blank-image proxy's whenever its tower is frozen: it only ever sees one image."""
     kept = blank = None
     if config.vision_cache_gib and main.sees_images:
-        if not _keeps_features(main, config):
-            raise DataError(
-                f"vision_cache_gib: the projector of a {main.model.architecture.model_type} is a part of its tower, "
-                "and trains: set freeze_projector=true, or leave the cache out"
-            )
         kept = VisionCache(main.model.vision, int(config.vision_cache_gib * 2**30))
-    if proxy is not None and proxy.blank_images and _keeps_features(proxy, config):
+    if config.freeze_vision and proxy is not None and proxy.blank_images:
         blank = VisionCache(proxy.model.vision, BLANK_CACHE_BYTES)
     return kept, blank
-
-
-def _keeps_features(branch: Branch, config: TrainingConfig) -> bool:
-    """Whether the tower gives a picture the same features all through the run."""
-    return config.freeze_vision and (config.freeze_projector or not branch.model.architecture.projects_in_tower)
 
 
 def _arguments(config: TrainingConfig, scratch: Path) -> TrainingArguments:

@@ -58,7 +58,7 @@ class RewardTrainer(Trainer):
         self._items: list[Item] = []
         self._step_sees_pictures = False
         super().__init__(
-            model=TwoBranches(main, proxy, config.freeze_vision, config.freeze_projector),
+            model=TwoBranches(main, proxy, config.freeze_vision),
             args=arguments,
             train_dataset=Indexed(data),
             data_collator=Collator(main, proxy),

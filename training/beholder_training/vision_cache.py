@@ -1,14 +1,17 @@
 """Features of a frozen vision tower, kept across epochs within a bound of bytes.
 
-Wraps the tower's forward and knows nothing of its architecture: whatever tensors it returns, picture by picture along
-their first dimension, are kept on the CPU and joined again. A tower that pads pictures against each other or attends
-across them would break this; the probe at the start of training compares the rewards. Sharded processes may differ in
-what they find: a tower is gathered whether it is called or not (branches.py).
+Wraps the tower's forward: whatever tensors it returns, picture by picture along their first dimension, are kept on the
+CPU and joined again. Qwen's towers end in projectors, which train: there what goes into these is kept.
+
+A tower that pads pictures against each other or attends across them would break this; the probe at the start of
+training compares the rewards. Sharded processes may differ in what they find: a tower is gathered whether it is called
+or not (branches.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +20,21 @@ from beholder.lru import ByteBoundedCache
 
 Tree = Any  # tensors in lists, tuples and Hugging Face's ModelOutputs
 
+_GIVES: Final = {"merger": "pooler_output", "deepstack_merger_list": "deepstack_features"}
+"""Projectors inside a tower, or lists of them, and the fields of its output that they give."""
+
 
 class VisionCache:
-    """Installed over `tower`, which must be frozen and in eval mode. `hits` and `misses` count pictures."""
+    """Installed over `tower`, which must be in eval mode and frozen, but for projectors inside it.
+
+    `hits` and `misses` count pictures.
+    """
 
     def __init__(self, tower: nn.Module, max_bytes: int) -> None:
         self._kept: ByteBoundedCache[str, Tree] = ByteBoundedCache(max_bytes)
         self._tower = tower
         self._original: Callable[..., Tree] = tower.forward
+        self._projectors = {field: getattr(tower, name) for name, field in _GIVES.items() if hasattr(tower, name)}
         self._expected: tuple[Sequence[str], Sequence[int]] | None = None
         self.hits = self.misses = 0
         tower.forward = self._forward
@@ -37,12 +47,28 @@ class VisionCache:
         """Give the tower its own forward back."""
         self._tower.__dict__.pop("forward", None)
 
-    @torch.no_grad()
     def _forward(self, *inputs: Any, **options: Any) -> Tree:
         expected, self._expected = self._expected, None
         if expected is None:
             return self._original(*inputs, **options)
-        keys, rows = expected
+        return self._project(self._features(*expected, inputs, options))
+
+    def _project(self, features: Tree) -> Tree:
+        """What the tower gives, of what goes into its projectors."""
+        config: Any = self._tower.config
+        width = config.hidden_size
+        for field, projector in self._projectors.items():
+            if isinstance(projector, nn.ModuleList):
+                features[field] = [
+                    each(kept.view(-1, width)) for each, kept in zip(projector, features[field], strict=True)
+                ]
+            else:
+                features[field] = projector(features[field].view(-1, width))
+        return features
+
+    @torch.no_grad()
+    def _features(self, keys: Sequence[str], rows: Sequence[int], inputs: Any, options: Any) -> Tree:
+        """Of all pictures, joined."""
         pixels, grid = _pixels(inputs, options), options.get("grid_thw")
         found = {key: self._kept.get(key) for key in dict.fromkeys(keys)}
         missing = [key for key, kept in found.items() if kept is None]
@@ -61,14 +87,37 @@ class VisionCache:
         kept_rows = [rows[place] for place in places]
         chosen = torch.cat([chunks[place] for place in places])
         options = options | ({"grid_thw": grid[places]} if grid is not None else {})
-        if inputs:
-            output = self._original(chosen, *inputs[1:], **options)
-        else:
-            output = self._original(**(options | {"pixel_values": chosen}))
+        with self._unprojected():
+            if inputs:
+                output = self._original(chosen, *inputs[1:], **options)
+            else:
+                output = self._original(**(options | {"pixel_values": chosen}))
+        if self._projectors:  # nobody reads the other fields
+            output = type(output)(**{field: output[field] for field in self._projectors})
         features = _separate(output, kept_rows)
         for key, feature in zip(missing, features, strict=True):
             self._kept.put(key, feature, _bytes(feature))
         return dict(zip(missing, features, strict=True))
+
+    @contextmanager
+    def _unprojected(self) -> Iterator[None]:
+        """Inside, projectors give what goes into them, a row for each token that they would make."""
+        projectors: list[Any] = [
+            each
+            for module in self._projectors.values()
+            for each in (module if isinstance(module, nn.ModuleList) else [module])
+        ]
+        for projector in projectors:
+            projector.forward = partial(_by_token, size=projector.hidden_size)
+        try:
+            yield
+        finally:
+            for projector in projectors:
+                del projector.forward
+
+
+def _by_token(patches: Tensor, size: int) -> Tensor:
+    return patches.reshape(-1, size)
 
 
 def _pixels(inputs: Any, options: Any) -> Tensor:

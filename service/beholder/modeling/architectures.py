@@ -47,11 +47,6 @@ class Architecture:
         return bool(self.vision)
 
     @property
-    def projects_in_tower(self) -> bool:
-        """Whether what the tower gives has been through a projector."""
-        return any(name.startswith(f"{self.vision}.") for name in self.projectors)
-
-    @property
     def head_bias_key(self) -> str:
         """Where stock vLLM looks for the head's bias, which only some models have."""
         return self.head_key.removesuffix("weight") + "bias"
