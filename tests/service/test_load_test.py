@@ -89,6 +89,16 @@ async def test_a_service_that_goes_away_is_no_answer(serve: Serve) -> None:
     assert set(summary.statuses) <= {"0", "200", "503"}
 
 
+async def test_a_connection_stays_open_from_request_to_request(serve: Serve) -> None:
+    async with Connection(parse_base_url(serve())) as connection:
+        streams = []
+        for _ in range(3):
+            await connection.request("POST", "/score", b'{"prompt": "p", "response": "r"}')
+            streams.append(connection._streams)
+        assert streams[0] is not None
+        assert streams == [streams[0]] * 3
+
+
 async def test_a_connection_that_the_server_has_closed_is_opened_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

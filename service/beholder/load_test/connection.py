@@ -19,13 +19,14 @@ class Answer:
     def __init__(self) -> None:
         self.parser = httptools.HttpResponseParser(self)
         self.chunks: list[bytes] = []
-        self.complete = False
+        self.complete = self.stays_open = False
 
     def on_body(self, chunk: bytes) -> None:
         self.chunks.append(chunk)
 
     def on_message_complete(self) -> None:
         self.complete = True
+        self.stays_open = self.parser.should_keep_alive()  # which the parser knows only until the callback ends
 
 
 class Connection:
@@ -82,6 +83,6 @@ class Connection:
             if not data:
                 raise ConnectionResetError("the connection was closed before the answer was complete")
             answer.parser.feed_data(data)
-        if not answer.parser.should_keep_alive():
+        if not answer.stays_open:
             self.close()
         return answer.parser.get_status_code(), b"".join(answer.chunks)
