@@ -30,7 +30,8 @@ RECOVERED_S = 1.0
 class Pressure:
     """`*_statuses`: requests by the status of their answer ("0": none). Rates are a second, of answers with scores;
     offered: what was meant to be sent, sent: what the generator got off on a machine that it shares with the service;
-    memory is that of the service's processes, in MiB; recovery: from the last answer under overload until requests
+    memory is that of the service's processes, in MiB; livez_p99: while the overload lasts, longest_while_opening: as
+    long as the generator opens connections before it; recovery: from the last answer under overload until requests
     one at a time are answered within a second."""
 
     burst_statuses: dict[str, int]
@@ -46,6 +47,7 @@ class Pressure:
     memory_before_mib: float
     memory_peak_mib: float
     livez_p99_ms: float
+    livez_longest_while_opening_ms: float
     livez_unanswered: int
     recovery_s: float
 
@@ -63,9 +65,10 @@ def measure(checkpoint: Path, mix: Mix, seconds: float, scratch: Path) -> Pressu
         requests = _take(mix, 2000, int(offered * seconds))
         with watching(process.pid, url) as watched:
             overload = _run(url, requests, Load(CONNECTIONS, rate=offered, seconds=seconds, requests=len(requests)))
+            began = time.monotonic() - overload.seconds
         recovery = _recovery(url, _take(mix, 900_000, 300))
     checked = _check(checkpoint, mix, burst, scratch)
-    return _summary(burst, sustained, overload, seconds, watched, recovery, checked)
+    return _summary(burst, sustained, overload, seconds, watched, began, recovery, checked)
 
 
 def _summary(
@@ -74,6 +77,7 @@ def _summary(
     overload: Run,
     seconds: float,
     watched: Watched,
+    began: float,
     recovery: float,
     checked: tuple[int, float],
 ) -> Pressure:
@@ -90,7 +94,8 @@ def _summary(
         greatest_difference=checked[1],
         memory_before_mib=watched.memory_mib[0],
         memory_peak_mib=max(watched.memory_mib),
-        livez_p99_ms=watched.livez_p99_ms,
+        livez_p99_ms=watched.livez_p99_ms(began),
+        livez_longest_while_opening_ms=watched.livez_longest_ms(began),
         livez_unanswered=watched.unanswered,
         recovery_s=recovery,
     )

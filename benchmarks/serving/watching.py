@@ -17,18 +17,30 @@ PROBE_S = 0.05
 TIMEOUT_S = 30
 
 
+@dataclass(frozen=True)
+class Probe:
+    """One that was answered; `sent` by the machine's monotonic clock."""
+
+    sent: float
+    milliseconds: float
+
+
 @dataclass
 class Watched:
-    """livez_ms: of each answer. unanswered: probes without an answer. memory_mib: resident, over time."""
+    """unanswered: probes without an answer. memory_mib: resident, over time."""
 
-    livez_ms: list[float] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
     memory_mib: list[float] = field(default_factory=list)
     unanswered: int = 0
 
-    @property
-    def livez_p99_ms(self) -> float:
-        ordered = sorted(self.livez_ms)
+    def livez_p99_ms(self, since: float) -> float:
+        """Of the probes that were sent from then on."""
+        ordered = sorted(probe.milliseconds for probe in self.probes if probe.sent >= since)
         return ordered[int(0.99 * len(ordered))]
+
+    def livez_longest_ms(self, until: float) -> float:
+        """Of the probes that were sent before."""
+        return max((probe.milliseconds for probe in self.probes if probe.sent < until), default=0.0)
 
 
 @contextmanager
@@ -43,7 +55,7 @@ def watching(pid: int, url: str) -> Iterator[Watched]:
     finally:
         here.send("stop")
         seen: Watched = here.recv()
-        watched.livez_ms, watched.memory_mib, watched.unanswered = seen.livez_ms, seen.memory_mib, seen.unanswered
+        watched.probes, watched.memory_mib, watched.unanswered = seen.probes, seen.memory_mib, seen.unanswered
         watcher.join()
 
 
@@ -53,10 +65,10 @@ def _watch(pid: int, url: str, stop: Connection) -> None:
     with httpx.Client(timeout=TIMEOUT_S) as client:
         while not stop.poll(PROBE_S):
             watched.memory_mib.append(_resident_mib(service))
-            started = time.perf_counter()
+            sent = time.monotonic()
             try:
                 client.get(f"{url}/livez", headers={"Connection": "close"}).raise_for_status()
-                watched.livez_ms.append(1000 * (time.perf_counter() - started))
+                watched.probes.append(Probe(sent, 1000 * (time.monotonic() - sent)))
             except httpx.HTTPError:
                 watched.unanswered += 1
     stop.send(watched)
