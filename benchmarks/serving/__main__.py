@@ -69,7 +69,7 @@ def main() -> None:
         "ratios": {name: found.median for name, found in ratios.items()},
         "spread": {name: [found.least, found.greatest] for name, found in ratios.items()},
         "details": details,
-        "command": f"python -m benchmarks.serving{' --compiled' if parsed.compiled else ''}",
+        "command": _command(parsed),
         "settings": {"rounds": parsed.rounds, "overload_seconds": parsed.overload_seconds},
         **circumstances(PACKAGES),
     }
@@ -78,6 +78,11 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {output}")
+
+
+def _command(parsed: argparse.Namespace) -> str:
+    sizes = "" if parsed.sizes == list(PLANS) else f" --sizes {' '.join(parsed.sizes)}"
+    return f"python -m benchmarks.serving{sizes}{' --compiled' if parsed.compiled else ''}"
 
 
 def _contest(
