@@ -4,15 +4,16 @@
 engine on it, tests of the engine and of the process run vLLM.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from beholder.checkpoint import Checkpoint, read_checkpoint
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings, load_settings
-from tests.service.stand_in import StandInEngine
+from tests.service.stand_in import StandInEngine, serving
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,15 @@ def engine(checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[StandIn
     engine = StandInEngine.passing_golden(checkpoint, renderer)
     yield engine
     assert engine.active == 0, "scores were left running"
+
+
+@pytest.fixture
+async def client(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Of a service with the stand-in engine."""
+    async with serving(settings, engine, checkpoint, renderer) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

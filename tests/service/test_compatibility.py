@@ -6,7 +6,6 @@ The requests are those that each client builds; what they read is written as the
 import hashlib
 import math
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -33,14 +32,6 @@ EMPTY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "/v1/rerank": ({"query": "q", "documents": []}, {"results": []}),
     "/v2/rerank": ({"query": "q", "documents": []}, {"results": []}),
 }
-
-
-@pytest.fixture
-async def client(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(settings, engine, checkpoint, renderer) as client:
-        yield client
 
 
 async def expected(client: httpx.AsyncClient, *responses: str) -> list[float]:

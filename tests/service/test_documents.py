@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,6 @@ pytestmark = pytest.mark.anyio
 DOCS = Path(__file__).parents[2] / "docs"
 HTTP = {"bad-request", "not-found", "method-not-allowed", "request-header-fields-too-large", "client-gone"}
 PROCESS = {"invalid-checkpoint", "checkpoint-corrupt", "golden-mismatch", "invalid-configuration", "engine-error"}
-
-
-@pytest.fixture
-async def client(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(settings, engine, checkpoint, renderer) as client:
-        yield client
 
 
 def errors(root: type[BeholderError] = BeholderError) -> Iterator[type[BeholderError]]:

@@ -20,14 +20,6 @@ pytestmark = pytest.mark.anyio
 RESPONSES = ["It is red.", "It is blue.", "It is green, I think."]
 
 
-@pytest.fixture
-async def client(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(settings, engine, checkpoint, renderer) as client:
-        yield client
-
-
 @pytest.fixture(scope="session")
 def image(golden_image: Path) -> str:
     return base64.b64encode(golden_image.read_bytes()).decode()

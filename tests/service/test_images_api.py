@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ PICTURE = png()
 NAME = hashlib.sha256(PICTURE).hexdigest()
 INLINE = base64.b64encode(PICTURE).decode()
 QUESTION = {"prompt": "Colour?", "responses": ["Red.", "Blue."]}
-
-
-@pytest.fixture
-async def client(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(settings, engine, checkpoint, renderer) as client:
-        yield client
 
 
 async def inline_scores(client: httpx.AsyncClient) -> list[float]:

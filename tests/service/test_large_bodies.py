@@ -3,19 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from beholder.checkpoint import Checkpoint
 from beholder.errors import InvalidRequest
-from beholder.prompts import PromptRenderer
 from beholder.routes.reading import MAX_VALUES, parse
 from beholder.routes.scoring import RANK, SCORE
 from beholder.schemas import RankRequest
-from beholder.settings import Settings
-from tests.service.stand_in import StandInEngine, serving
 from tests.service.test_http import assert_problem
 
 pytestmark = pytest.mark.anyio
@@ -29,14 +24,6 @@ BODIES = {
     "objects": '{"items": [' + "{}," * MANY + "{}]}",
     "values after a text that does not end well": '{"prompt": "\\\\", "response": [' + "0," * MANY + "0]}",
 }
-
-
-@pytest.fixture
-async def client(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(settings, engine, checkpoint, renderer) as client:
-        yield client
 
 
 @pytest.mark.parametrize("name", BODIES)
