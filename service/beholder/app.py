@@ -17,10 +17,11 @@ from beholder.image_urls import UrlFetcher, UrlPolicy
 from beholder.images import raise_pillows_limit
 from beholder.in_flight import InFlight
 from beholder.lifecycle import Lifecycle
+from beholder.load_shedding import LoadShedding
 from beholder.metrics import Metrics
 from beholder.middleware import Surroundings
 from beholder.models import Model
-from beholder.openapi import TITLE, add_routes
+from beholder.openapi import TITLE, add_routes, scoring_routes
 from beholder.policy_template import open_template
 from beholder.routes.context import Context, attach
 from beholder.scoring import Scorer
@@ -39,7 +40,7 @@ def create_app(settings: Settings, models: Sequence[Model]) -> FastAPI:
         models = [replace(model, engine=CachingEngine(model.engine, cache_bytes, metrics)) for model in models]
     lifecycle = Lifecycle(settings, models, metrics)
     images, in_flight = _images(settings, metrics), InFlight(settings.max_in_flight, metrics)
-    scorers = tuple(Scorer(model, images, in_flight, metrics) for model in models)
+    scorers = tuple(Scorer(model, images, metrics) for model in models)
     fingerprints = [model.fingerprint for model in models]
     provider = create_provider(settings.otlp_endpoint, ",".join(fingerprints)) if settings.otlp_endpoint else None
 
@@ -58,6 +59,7 @@ def create_app(settings: Settings, models: Sequence[Model]) -> FastAPI:
     attach(app, Context(settings, scorers, in_flight, lifecycle, metrics, images, policy))
     problems.install(app, settings.shed_status)
     add_routes(app)
+    app.add_middleware(LoadShedding, in_flight=in_flight, routes=scoring_routes(app), shed_status=settings.shed_status)
     _lock(app, settings)
     app.add_middleware(
         Surroundings,
@@ -65,6 +67,7 @@ def create_app(settings: Settings, models: Sequence[Model]) -> FastAPI:
         lifecycle=lifecycle,
         fingerprint=fingerprints[0],
         max_body_bytes=settings.max_body_bytes_in_flight,
+        log_requests=settings.log_requests,
     )
     if provider is not None:
         app.add_middleware(Tracing, provider=provider)

@@ -1,55 +1,64 @@
 """Samples that the service has accepted and not answered, of all its models together, and the bound on them."""
 
-import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from beholder.errors import InvalidRequest, Overloaded
 from beholder.metrics import Metrics
 
 
+@dataclass(slots=True, eq=False)
+class Places:
+    """What one request holds: a place from its arrival on, and once it was read one for each sample."""
+
+    count: int = 1
+
+
 class InFlight:
-    """At most `limit` samples at a time."""
+    """At most `limit` places are held.
+
+    A request that is let in is not refused once the work of reading it was done, unless it has many samples.
+    """
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self._limit = limit
         self._metrics = metrics
-        self._count = 0
-        self._accepted: dict[int, float] = {}
-        self._numbers = itertools.count()
+        self._held = 0
+        self._accepted: dict[Places, float] = {}
         metrics.in_flight_limit.set(limit)
         metrics.oldest.set_function(self._oldest_s)
 
-    def require_room(self) -> None:
-        """Raises Overloaded where not one more sample would be admitted."""
-        if self._count >= self._limit:
-            raise self._full()
-
     @contextmanager
-    def admit(self, count: int) -> Iterator[None]:
-        """Holds the places of a request's samples until the end of the block. Raises InvalidRequest, Overloaded."""
-        if count > self._limit:
-            raise InvalidRequest(f"the request has {count} samples, at most {self._limit} are accepted: split it")
-        if self._count + count > self._limit:
-            raise self._full()
-        self._change(count)
-        number = next(self._numbers)
-        self._accepted[number] = time.monotonic()
+    def arrive(self) -> Iterator[Places]:
+        """The places of a request, which are free again after the block. Raises Overloaded."""
+        self._take(1)
+        places = Places()
         try:
-            yield
+            yield places
         finally:
-            del self._accepted[number]
-            self._change(-count)
+            self._change(-places.count)
+            self._accepted.pop(places, None)
 
-    def _full(self) -> Overloaded:
-        return Overloaded(f"{self._count} samples are in flight, at most {self._limit} may be: retry")
+    def accept(self, places: Places, samples: int) -> None:
+        """A place for each sample of the request. Raises InvalidRequest, Overloaded."""
+        if samples > self._limit:
+            raise InvalidRequest(f"the request has {samples} samples, at most {self._limit} are accepted: split it")
+        self._take(samples - places.count)
+        places.count = samples
+        self._accepted[places] = time.monotonic()
+
+    def _take(self, count: int) -> None:
+        if self._held + count > self._limit:
+            raise Overloaded(f"{self._held} samples are in flight, at most {self._limit} may be: retry")
+        self._change(count)
 
     def _change(self, change: int) -> None:
-        self._count += change
-        self._metrics.in_flight.set(self._count)
+        self._held += change
+        self._metrics.in_flight.set(self._held)
 
     def _oldest_s(self) -> float:
-        """Requests are kept in the order of their arrival."""
+        """Requests are kept in the order in which they were accepted."""
         now = time.monotonic()
         return now - next(iter(self._accepted.values()), now)

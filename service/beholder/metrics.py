@@ -69,7 +69,11 @@ class Metrics:
             "Seconds since the oldest sample in flight was accepted.",
             registry=registry,
         )
-        self.in_flight = Gauge("beholder_samples_in_flight", "Samples accepted and not answered.", registry=registry)
+        self.in_flight = Gauge(
+            "beholder_samples_in_flight",
+            "Samples accepted and not answered; a request that is being read counts as one.",
+            registry=registry,
+        )
         self.in_flight_limit = Gauge(
             "beholder_samples_in_flight_limit", "Above this, requests are refused as overloaded.", registry=registry
         )

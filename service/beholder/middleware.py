@@ -1,14 +1,13 @@
 """What surrounds every request: its id, metrics and log, the last resort for errors, the farewell while draining."""
 
 import asyncio
+import random
 import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from beholder.errors import EngineUnavailable, Overloaded
@@ -21,22 +20,30 @@ LOG_KEY: Final = "beholder.log"
 """Where the scope keeps what routes add to the request's line of the log."""
 FINGERPRINT_KEY: Final = "beholder.fingerprint"
 """Where the scope keeps the fingerprint of the model that answers; the first model's is shown without it."""
-FINGERPRINT_HEADER: Final = "Beholder-Fingerprint"
-ID_HEADER: Final = "X-Request-ID"
-_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+FINGERPRINT_HEADER: Final = b"beholder-fingerprint"
+ID_HEADER: Final = b"x-request-id"
+_ID: Final = re.compile(rb"[\w.:-]{1,128}")
 
 
 class Surroundings:
     """Plain ASGI: Starlette's function middleware would copy bodies through a queue."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, fingerprint: str, max_body_bytes: int
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        fingerprint: str,
+        max_body_bytes: int,
+        *,
+        log_requests: bool,
     ) -> None:
         self._app = app
         self._bodies = _Bodies(max_body_bytes)
         self._metrics = metrics
         self._lifecycle = lifecycle
         self._fingerprint = fingerprint
+        self._log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,12 +58,12 @@ class Surroundings:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[ID_HEADER] = request_id
-                headers[FINGERPRINT_HEADER] = scope.get(FINGERPRINT_KEY, self._fingerprint)
+                fingerprint = scope.get(FINGERPRINT_KEY, self._fingerprint)
+                own = [(ID_HEADER, request_id.encode()), (FINGERPRINT_HEADER, fingerprint.encode())]
                 if self._lifecycle.draining:
                     # The client's next request then goes to a replica that stays.
-                    headers["Connection"] = "close"
+                    own.append((b"connection", b"close"))
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
 
         try:
@@ -79,6 +86,8 @@ class Surroundings:
         route, code = _route_path(scope), scope.get(CODE_KEY, "")
         self._metrics.requests.labels(route, str(status), code).inc()
         self._metrics.latency.labels(route).observe(seconds)
+        if not self._log_requests:
+            return
         log_request(
             route,
             method=scope["method"],
@@ -120,8 +129,11 @@ class _Bodies:
 
 def _request_id(scope: Scope) -> str:
     """The client's own, where it is harmless in a log, or a new one."""
-    sent = Headers(scope=scope).get(ID_HEADER, "")
-    return sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+    for name, value in scope["headers"]:
+        if name == ID_HEADER and _ID.fullmatch(value):
+            sent: str = value.decode()
+            return sent
+    return f"{random.getrandbits(128):032x}"  # it is no secret, and the kernel's would take longer
 
 
 def _route_path(scope: Scope) -> str:

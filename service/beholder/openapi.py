@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
+from starlette.routing import BaseRoute
 
 from beholder.routes import clients, health, images, scoring, trainers
 from beholder.routes.reading import FORM, IMAGES_FIELD, REQUEST_FIELD
@@ -43,6 +45,11 @@ def add_routes(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def scoring_routes(app: FastAPI) -> dict[str, BaseRoute]:
+    """The routes whose body has samples, by their path."""
+    return {route.path: route for route in app.routes if isinstance(route, APIRoute) and route.path in _BODIES}
 
 
 def render() -> str:

@@ -1,5 +1,5 @@
-"""From what a client sent to raw rewards: admit, wait for a turn, decode and render (off the event loop, but for what
-is quick), score all at once."""
+"""From what a client sent to raw rewards: wait for a turn, decode and render (off the event loop, but for what is
+quick), score all at once."""
 
 import asyncio
 import threading
@@ -19,7 +19,6 @@ from beholder.errors import (
     TooManyImages,
 )
 from beholder.image_sources import ImageLoader, ImageSource, RequestImages
-from beholder.in_flight import InFlight
 from beholder.metrics import Metrics
 from beholder.models import Model
 from beholder.prompts import Conversation, Prompt, without_images
@@ -49,15 +48,14 @@ class Sample:
 class Scorer:
     """Scores samples by one model, those of a request together, so that they share prefix and image.
 
-    The scorers of several models share `images` and `in_flight`.
+    The scorers of several models share `images`.
     """
 
-    def __init__(self, model: Model, images: ImageLoader, in_flight: InFlight, metrics: Metrics) -> None:
+    def __init__(self, model: Model, images: ImageLoader, metrics: Metrics) -> None:
         self.model = model
         self._engine = model.engine
         self._renderer = model.renderer
         self._images = images
-        self._in_flight = in_flight
         self._metrics = metrics
         self._turns = asyncio.Semaphore(TURNS)
         self._samples = metrics.samples.labels(model.name)
@@ -65,7 +63,7 @@ class Scorer:
 
     async def score(self, samples: Sequence[Sample]) -> list[EngineScore]:
         """The score of each sample, in order. Raises InvalidRequest, ImageError, Overloaded, EngineError."""
-        with self._in_flight.admit(len(samples)), self._images.request() as images:
+        with self._images.request() as images:
             await self._fetch(samples, images)
             started = time.perf_counter()
             async with self._turns:

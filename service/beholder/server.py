@@ -16,7 +16,6 @@ import prometheus_client
 import uvicorn
 from fastapi import FastAPI
 
-from beholder import request_log
 from beholder.app import create_app
 from beholder.connection import limited
 from beholder.errors import ConfigurationError
@@ -36,7 +35,6 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    request_log.configure(enabled=settings.log_requests)
     quiet_libraries(settings)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     with bind(settings.host, settings.port) as listener:

@@ -33,8 +33,8 @@ def renderer(tiny_checkpoint: Path) -> PromptRenderer:
 
 @pytest.fixture
 def settings(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.delenv("BEHOLDER_CHECKPOINT", raising=False)
     """Without a score cache, so that every request reaches the engine; tests/service/test_score_cache.py has one."""
+    monkeypatch.delenv("BEHOLDER_CHECKPOINT", raising=False)
     return load_settings({"checkpoint": tiny_checkpoint, "drain_delay_s": 0, "score_cache_bytes": 0})
 
 

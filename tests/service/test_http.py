@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,48 @@ async def test_a_full_service_refuses_before_it_reads_the_body(
         assert (await first).status_code == 200
         assert_problem(await client.post("/score", content=body()), 422, "invalid-request")
         assert read
+
+
+async def test_requests_hold_a_place_while_they_are_read(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    """So that of many that come at once those beyond the places are refused before the work of reading them."""
+    sent, body = asyncio.Event(), json.dumps({"prompt": "p", "response": "r"}).encode()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield body[:5]
+        await sent.wait()
+        yield body[5:]
+
+    two = settings.model_copy(update={"max_in_flight": 2})
+    async with serving(two, engine, checkpoint, renderer) as client:
+        reading = [asyncio.ensure_future(client.post("/score", content=slow())) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        assert "beholder_samples_in_flight 2.0" in (await client.get("/metrics")).text
+        assert_problem(await client.post("/score", content=body), 503, "overloaded")
+        assert (await client.get("/models")).status_code == 200
+        sent.set()
+        assert [answer.status_code for answer in await asyncio.gather(*reading)] == [200, 200]
+        assert_problem(await client.post("/score", content=b"{"), 422, "invalid-request")
+        assert "beholder_samples_in_flight 0.0" in (await client.get("/metrics")).text
+
+
+async def test_what_is_refused_at_the_door_is_counted_under_its_route(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    full = settings.model_copy(update={"max_in_flight": 1, "shed_status": 429})
+    async with serving(full, engine, checkpoint, renderer) as client:
+        engine.gate.clear()
+        first = asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": "r"}))
+        await until(lambda: engine.active == 1)
+        shed = await client.post("/trainers/slime", content=b"{", headers={"X-Request-ID": "mine"})
+        assert assert_problem(shed, 429, "overloaded")["request_id"] == shed.headers["X-Request-ID"] == "mine"
+        assert shed.headers["Retry-After"] == "1"
+        assert shed.headers["Beholder-Fingerprint"] == checkpoint.fingerprint
+        engine.gate.set()
+        assert (await first).status_code == 200
+        counted = 'beholder_requests_total{code="overloaded",route="/trainers/slime",status="429"} 1.0'
+        assert counted in (await client.get("/metrics")).text
 
 
 async def test_a_request_past_its_deadline_is_cancelled(

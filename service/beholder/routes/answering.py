@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from beholder.engine import EngineScore
 from beholder.errors import ModelNotFound
+from beholder.load_shedding import PLACES_KEY
 from beholder.middleware import FINGERPRINT_KEY, LOG_KEY
 from beholder.problems import MEDIA_TYPE
 from beholder.routes.context import context_of
@@ -68,6 +69,7 @@ async def score_samples(request: Request, scorer: Scorer, samples: Sequence[Samp
     request.scope[LOG_KEY].update(model=scorer.model.name, samples=len(samples), images=images)
     if not samples:
         return []
+    context.in_flight.accept(request.scope[PLACES_KEY], len(samples))
     scores = await until_gone(request, scorer.score(samples), context.settings.request_deadline_s)
     request.scope[LOG_KEY].update(
         prompt_tokens=sum(score.prompt_tokens for score in scores),

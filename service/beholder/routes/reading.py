@@ -57,9 +57,7 @@ def is_form(request: Request) -> bool:
 
 
 async def read_model(request: Request, adapter: TypeAdapter[T]) -> T:
-    """The body, with samples, as a model. Raises Overloaded, RequestTooLarge, RequestTimeout, InvalidRequest,
-    InvalidText."""
-    _require_room(request)
+    """The body, with samples, as a model. Raises RequestTooLarge, RequestTimeout, InvalidRequest, InvalidText."""
     return parse(await read_body(request), adapter)
 
 
@@ -83,8 +81,7 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
 
 
 async def read_form(request: Request) -> Form:
-    """A multipart body, with samples. Raises Overloaded, RequestTooLarge, RequestTimeout, InvalidRequest."""
-    _require_room(request)
+    """A multipart body, with samples. Raises RequestTooLarge, RequestTimeout, InvalidRequest."""
     body = await read_body(request)
 
     if len(body) <= QUICK_FORM_BYTES:
@@ -110,11 +107,6 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T], deadline_s:
         for pending in (task, gone):
             pending.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
-
-
-def _require_room(request: Request) -> None:
-    """Before the body is read: it may be megabytes of images, for nothing. Raises Overloaded."""
-    context_of(request).in_flight.require_room()
 
 
 def _require_few_values(body: bytes) -> None:
