@@ -250,6 +250,56 @@ async def test_an_image_that_others_are_refused_with_all_the_time_scores(
     assert (await vllm.score(prompt)).logit == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.fixture
+def processed(vllm: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
+    """The prompts whose images vLLM was asked to process."""
+    prompts: list[Prompt] = []
+    process = vllm._process
+
+    async def counted(prompt: Prompt, salt: str) -> Any:
+        prompts.append(prompt)
+        return await process(prompt, salt)
+
+    monkeypatch.setattr(vllm, "_process", counted)
+    return prompts
+
+
+@pytest.mark.parametrize("images", [1, 2])
+async def test_images_of_a_shared_prefix_are_processed_once(
+    vllm: VllmEngine, renderer: PromptRenderer, processed: list[Prompt], images: int
+) -> None:
+    shown = [picture((70 + 30 * number, 50), (7, 7, images)) for number in range(images)]
+    prompts = [renderer.render(single_turn("Which?", images), response, shown) for response in RESPONSES]
+    scores = await asyncio.gather(*map(vllm.score, prompts))
+    assert len(processed) == 1
+    fresh = [await vllm.score(prompt, fresh=True) for prompt in prompts]
+    assert len(processed) == 1 + len(prompts)
+    for score, anew in zip(scores, fresh, strict=True):
+        assert score.logit == pytest.approx(anew.logit, abs=1e-4)
+        assert score.prompt_tokens == anew.prompt_tokens
+    await vllm.score(renderer.render(single_turn("Or which one?", images), RESPONSES[0], shown))
+    assert len(processed) == 1 + len(prompts), "the text is behind the images"
+    others = shown[::-1] if images > 1 else [picture((70, 51))]
+    await vllm.score(renderer.render(single_turn("Which?", images), RESPONSES[0], others))
+    assert len(processed) == 2 + len(prompts)
+
+
+async def test_an_image_that_vllm_forgot_is_sent_again(
+    vllm: VllmEngine, renderer: PromptRenderer, processed: list[Prompt]
+) -> None:
+    """Here alone, or in the core alone, which says so."""
+    first, second = (renderer.render(single_turn("p", 1), text, [picture((66, 44))]) for text in ("first", "second"))
+    expected = [(await vllm.score(prompt)).logit for prompt in (first, second)]
+    assert len(processed) == 1
+    llm = vllm._llm
+    llm.renderer.mm_processor_cache.invalidate(first.images[0].sha256)
+    assert (await vllm.score(first)).logit == pytest.approx(expected[0], abs=1e-4)
+    assert len(processed) == 2
+    await llm.engine_core.reset_mm_cache_async()
+    assert (await vllm.score(second, fresh=False)).logit == pytest.approx(expected[1], abs=1e-4)
+    assert len(processed) == 3
+
+
 async def test_a_cancelled_request_harms_no_other(vllm: VllmEngine, renderer: PromptRenderer) -> None:
     shown = picture((80, 70), (4, 5, 6))
     prompt = renderer.render(single_turn("p", 1), "r", [shown])

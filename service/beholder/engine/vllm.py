@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from beholder.checkpoint import Checkpoint
 from beholder.engine import Activity, EngineScore
+from beholder.engine.expanded_prefixes import ExpandedPrefixes, Key
 from beholder.engine.vllm_loading import load, prepare_environment
 from beholder.engine.vllm_metrics import drop_metrics, keep_metrics
 from beholder.errors import (
@@ -59,6 +60,8 @@ class VllmEngine:
         self._max_tokens = settings.max_model_len
         self.activity = Activity()
         self._resending: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
+        self._expanding: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._prefixes: ExpandedPrefixes
         prepare_environment(settings)
 
     async def start(self) -> None:
@@ -75,6 +78,7 @@ class VllmEngine:
 
         self._params = PoolingParams(task="classify", use_activation=False)
         self._max_tokens = self._llm.model_config.max_model_len
+        self._prefixes = ExpandedPrefixes(self._image_token_id, self._llm.renderer.mm_processor_cache)
 
     @property
     def max_tokens(self) -> int:
@@ -164,7 +168,20 @@ class VllmEngine:
         return _read(result)
 
     async def _render(self, prompt: Prompt, salt: str) -> Any:
-        """Images processed and expanded."""
+        """Images processed and expanded; those of prompts that arrive together once."""
+        key = None if salt else self._prefixes.key(prompt)
+        if key is None:
+            return await self._process(prompt, salt)
+        if (known := self._prefixes.expand(key, prompt)) is not None:
+            return known
+        async with self._expanding.setdefault(key, asyncio.Lock()):
+            if (known := self._prefixes.expand(key, prompt)) is not None:
+                return known
+            rendered = await self._process(prompt, salt)
+            self._prefixes.keep(key, prompt, rendered)
+            return rendered
+
+    async def _process(self, prompt: Prompt, salt: str) -> Any:
         try:
             (rendered,) = await self._llm.renderer.render_cmpl_async([_tokens_prompt(prompt, salt)])
         except AssertionError as error:
