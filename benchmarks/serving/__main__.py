@@ -1,6 +1,6 @@
 """How fast the service scores, and what it does under more load than it can answer.
 
-    python -m benchmarks.serving                            everything: about 30 minutes on 2 cores
+    python -m benchmarks.serving                            everything: about 35 minutes on 2 cores
     python -m benchmarks.serving --sizes tiny --rounds 3 --overload-seconds 0
     python -m benchmarks.serving --compiled                 service, AsyncLLM and stock vLLM alone: about 15 minutes
 
@@ -42,7 +42,7 @@ class Plan:
 
 PLANS = {
     "tiny": Plan(most_rounds=100, prompts=25, warm_prompts=8, plain_every=5),
-    "80m": Plan(most_rounds=2, prompts=13, warm_prompts=2, plain_every=12),
+    "80m": Plan(most_rounds=3, prompts=13, warm_prompts=2, plain_every=12),
 }
 
 

@@ -29,10 +29,10 @@ RECOVERED_S = 1.0
 @dataclass(frozen=True)
 class Pressure:
     """`*_statuses`: requests by the status of their answer ("0": none). Rates are a second, of answers with scores;
-    offered: what was meant to be sent, sent: what the generator got off on a machine that it shares with the service;
-    memory is that of the service's processes, in MiB; livez_p99: while the overload lasts, longest_while_opening: as
-    long as the generator opens connections before it; recovery: from the last answer under overload until requests
-    one at a time are answered within a second."""
+    offered: what was meant to be sent, sent: what the generator got off on a machine that it shares with the service,
+    answered: while it was sent and what waited then was answered; memory is that of the service's processes, in MiB;
+    livez: while the overload is sent; recovery: from the last answer under overload until requests one at a time are
+    answered within a second."""
 
     burst_statuses: dict[str, int]
     burst_seconds: float
@@ -46,8 +46,8 @@ class Pressure:
     greatest_difference: float
     memory_before_mib: float
     memory_peak_mib: float
+    livez_median_ms: float
     livez_p99_ms: float
-    livez_longest_while_opening_ms: float
     livez_unanswered: int
     recovery_s: float
 
@@ -65,10 +65,9 @@ def measure(checkpoint: Path, mix: Mix, seconds: float, scratch: Path) -> Pressu
         requests = _take(mix, 2000, int(offered * seconds))
         with watching(process.pid, url) as watched:
             overload = _run(url, requests, Load(CONNECTIONS, rate=offered, seconds=seconds, requests=len(requests)))
-            began = time.monotonic() - overload.seconds
         recovery = _recovery(url, _take(mix, 900_000, 300))
     checked = _check(checkpoint, mix, burst, scratch)
-    return _summary(burst, sustained, overload, seconds, watched, began, recovery, checked)
+    return _summary(burst, sustained, overload, seconds, watched, recovery, checked)
 
 
 def _summary(
@@ -77,10 +76,10 @@ def _summary(
     overload: Run,
     seconds: float,
     watched: Watched,
-    began: float,
     recovery: float,
     checked: tuple[int, float],
 ) -> Pressure:
+    sending = overload.began, overload.began + seconds
     return Pressure(
         burst_statuses=_statuses(burst),
         burst_seconds=burst.seconds,
@@ -94,8 +93,8 @@ def _summary(
         greatest_difference=checked[1],
         memory_before_mib=watched.memory_mib[0],
         memory_peak_mib=max(watched.memory_mib),
-        livez_p99_ms=watched.livez_p99_ms(began),
-        livez_longest_while_opening_ms=watched.livez_longest_ms(began),
+        livez_median_ms=watched.livez_ms(0.5, *sending),
+        livez_p99_ms=watched.livez_ms(0.99, *sending),
         livez_unanswered=watched.unanswered,
         recovery_s=recovery,
     )

@@ -3,8 +3,10 @@
 Every probe opens a connection of its own, as a kubelet's does, and so waits where requests wait to be accepted.
 """
 
+import itertools
 import multiprocessing
 import time
+from bisect import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Probe:
-    """One that was answered; `sent` by the machine's monotonic clock."""
+    """One that was answered; `sent` by time.perf_counter(), which processes of a machine share."""
 
     sent: float
     milliseconds: float
@@ -33,14 +35,12 @@ class Watched:
     memory_mib: list[float] = field(default_factory=list)
     unanswered: int = 0
 
-    def livez_p99_ms(self, since: float) -> float:
-        """Of the probes that were sent from then on."""
-        ordered = sorted(probe.milliseconds for probe in self.probes if probe.sent >= since)
-        return ordered[int(0.99 * len(ordered))]
-
-    def livez_longest_ms(self, until: float) -> float:
-        """Of the probes that were sent before."""
-        return max((probe.milliseconds for probe in self.probes if probe.sent < until), default=0.0)
+    def livez_ms(self, share: float, since: float, until: float) -> float:
+        """What a probe takes at most at so large a share of the moments between: the next is sent only after a slow
+        one, so those count for as long as they took."""
+        times = sorted(probe.milliseconds for probe in self.probes if since <= probe.sent < until)
+        moments = list(itertools.accumulate(1000 * PROBE_S + milliseconds for milliseconds in times))
+        return times[bisect(moments, share * moments[-1])]
 
 
 @contextmanager
@@ -65,10 +65,10 @@ def _watch(pid: int, url: str, stop: Connection) -> None:
     with httpx.Client(timeout=TIMEOUT_S) as client:
         while not stop.poll(PROBE_S):
             watched.memory_mib.append(_resident_mib(service))
-            sent = time.monotonic()
+            sent = time.perf_counter()
             try:
                 client.get(f"{url}/livez", headers={"Connection": "close"}).raise_for_status()
-                watched.probes.append(Probe(sent, 1000 * (time.monotonic() - sent)))
+                watched.probes.append(Probe(sent, 1000 * (time.perf_counter() - sent)))
             except httpx.HTTPError:
                 watched.unanswered += 1
     stop.send(watched)

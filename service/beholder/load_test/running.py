@@ -43,9 +43,11 @@ class Outcome:
 
 @dataclass
 class Run:
-    """`cpu_s`: what this process took of a CPU; `late`: requests of an open loop that found `concurrency` waiting."""
+    """`began` by time.perf_counter(); `cpu_s`: what this process took of a CPU; `late`: requests of an open loop that
+    found `concurrency` waiting."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    began: float = 0
     seconds: float = 0
     cpu_s: float = 0
     late: int = 0
@@ -125,6 +127,7 @@ class _Sender:
 
     async def run(self, source: Iterator[Item]) -> Run:
         started, cpu = time.perf_counter(), time.process_time()
+        self._run.began = started
         end = started + self._load.seconds if self._load.seconds else float("inf")
         if self._load.rate is None:
             await asyncio.gather(*(self._closed(source, end) for _ in range(self._load.concurrency)))
