@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -15,11 +15,19 @@ Result = TypeVar("Result")
 class Coalescer(Generic[Item, Result]):
     """`run` is called with the items that came while it was busy, at most `most`, never twice at a time.
 
-    It returns for each item its result, or the exception that its caller gets. What it raises all of them get.
+    It returns for each item its result, or the exception that its caller gets. What it raises all of them get. Before
+    each call `room` is awaited.
     """
 
-    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Result | Exception]], most: int, name: str) -> None:
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Sequence[Result | Exception]],
+        most: int,
+        name: str,
+        room: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._run = run
+        self._room = room
         self._most = most
         self._thread = ThreadPoolExecutor(1, name)
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
@@ -48,6 +56,8 @@ class Coalescer(Generic[Item, Result]):
 
     async def _work(self) -> None:
         while self._waiting:
+            if self._room is not None:
+                await self._room()
             batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
             batch = [(item, result) for item, result in batch if not result.done()]
             await self._answer(batch)

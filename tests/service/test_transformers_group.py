@@ -1,6 +1,7 @@
 """The transformers engine takes many prompts at once; what is wrong with one is its own."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from PIL import Image
 from beholder.checkpoint import read_checkpoint
 from beholder.engine import EngineScore, score_group
 from beholder.engine.choosing import create_engine
-from beholder.engine.transformers import TransformersEngine
+from beholder.engine.queued_pictures import QueuedPictures
+from beholder.engine.transformers import TransformersEngine, _Sample
 from beholder.errors import EngineError, EngineUnavailable, PromptTooLong
 from beholder.images import LoadedImage, load_image
-from beholder.prompts import IMAGE, PromptRenderer, Turn, single_turn
+from beholder.modeling.inputs import Picture
+from beholder.prompts import IMAGE, Prompt, PromptRenderer, Turn, single_turn
 from beholder.settings import load_settings
 from tests.pictures import png
 
@@ -66,6 +69,44 @@ async def test_pictures_behind_what_is_shared_score_as_alone(
     alone = [(await engine.score(prompt)).logit for prompt in prompts]
     together = await score_group(engine, prompts)
     assert [score.logit for score in together if isinstance(score, EngineScore)] == pytest.approx(alone, abs=1e-5)
+
+
+async def test_processed_pictures_that_wait_are_bounded(
+    engine: TransformersEngine, renderer: PromptRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than may wait: none are processed while some do, and all are scored."""
+    monkeypatch.setattr(engine._encoding, "_most", 2)
+    queued = engine._pictures = QueuedPictures(max_bytes=1)
+    monkeypatch.setattr(engine._encoding, "_room", queued.room)
+    held: list[int] = []
+    encode = engine._encode
+
+    def watched(groups: Sequence[Sequence[Prompt]]) -> list[list[_Sample | Exception]]:
+        held.append(queued._bytes)
+        return encode(groups)
+
+    monkeypatch.setattr(engine._encoding, "_run", watched)
+    shown = [load_image(png(64, 64 + number)) for number in range(12)]
+    prompts = [renderer.render(single_turn("Which?", 1), "Red.", [image]) for image in shown]
+    scores = await asyncio.gather(*map(engine.score, prompts))
+    assert [score.logit for score in scores] == pytest.approx(
+        [(await engine.score(p)).logit for p in prompts], abs=1e-5
+    )
+    assert held[:6] == [0] * 6
+    assert queued._bytes == 0
+
+
+async def test_a_picture_that_several_hold_counts_once() -> None:
+    queued, picture = QueuedPictures(max_bytes=1), Picture({"pixel_values": torch.zeros(8)}, [1])
+    with queued.holding([picture, picture]):
+        with queued.holding([picture]):
+            assert queued._bytes == picture.bytes == 32
+        assert queued._bytes == 32
+        waiting = asyncio.ensure_future(queued.room())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+    await waiting
+    assert queued._bytes == 0
 
 
 async def test_a_reward_that_is_not_finite_is_its_own_samples_error(

@@ -16,6 +16,7 @@ from beholder.checkpoint import Checkpoint
 from beholder.coalescing import Coalescer
 from beholder.engine import Activity, EngineScore
 from beholder.engine.memory import keep_freed_memory
+from beholder.engine.queued_pictures import QueuedPictures
 from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageMismatch, InvalidRequest, PromptTooLong
 from beholder.prompts import Prompt, read_image_token_id
 
@@ -55,8 +56,9 @@ class TransformersEngine:
         self._encoder: PromptEncoder | None = None
         self._accelerator_failed = False
         # One call at a time: the encoder's cache bears no more.
+        self._pictures = QueuedPictures()
         self._encoding: Coalescer[Sequence[Prompt], list[_Sample | Exception]] = Coalescer(
-            self._encode, _ENCODED_TOGETHER, "encode"
+            self._encode, _ENCODED_TOGETHER, "encode", self._pictures.room
         )
         self.activity = Activity()
         self._batcher: Batcher[_Sample, EngineScore] | None = None
@@ -97,8 +99,9 @@ class TransformersEngine:
         if (batcher := self._batcher) is None:
             raise EngineUnavailable("the engine is not running")
         samples = await self._encoding.submit(prompts)
-        queued = [batcher.enqueue(sample) if isinstance(sample, _Sample) else sample for sample in samples]
-        scores = iter(await asyncio.gather(*filter(asyncio.isfuture, queued), return_exceptions=True))
+        with self._pictures.holding([picture for sample in samples for picture in _pictures_of(sample)]):
+            queued = [batcher.enqueue(sample) if isinstance(sample, _Sample) else sample for sample in samples]
+            scores = iter(await asyncio.gather(*filter(asyncio.isfuture, queued), return_exceptions=True))
         return [item if isinstance(item, Exception) else next(scores) for item in queued]
 
     async def stop(self) -> None:
@@ -209,6 +212,10 @@ class TransformersEngine:
 
 def _not_finite(score: EngineScore) -> EngineError:
     return EngineError(f"the model's reward is {score.logit}: its weights overflow in this dtype")
+
+
+def _pictures_of(sample: _Sample | Exception) -> "list[Picture]":
+    return sample.pictures if isinstance(sample, _Sample) else []
 
 
 def _behind_last(sequence: list[int], token_id: int | None) -> int:
