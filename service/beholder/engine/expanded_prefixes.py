@@ -30,7 +30,11 @@ class _Expanded:
 
 
 class ExpandedPrefixes:
-    """`sent` is vLLM's cache of images that were sent to the core (None where it has none, and nothing is kept)."""
+    """`sent` is vLLM's list of the images that its core has; nothing is kept where vLLM has none.
+
+    It is only read: another thread writes it. So an image that is used through here alone counts as unused there, and
+    is sent again after a while; one that the core forgot earlier is sent again when the core misses it.
+    """
 
     def __init__(self, image_token_id: int | None, sent: Any) -> None:
         from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
@@ -48,7 +52,7 @@ class ExpandedPrefixes:
     def expand(self, key: Key, prompt: Prompt) -> Any | None:
         """The prompt as vLLM's renderer gives it; None where the prefix is unknown or an image must be sent again."""
         entry = self._entries.get(key)
-        if entry is None or not all(map(self._still_sent, entry.hashes)):
+        if entry is None or not all(map(self._sent.is_cached_item, entry.hashes)):
             return None
         from vllm.inputs.engine import mm_input
         from vllm.multimodal.inputs import MultiModalKwargsItems
@@ -73,11 +77,3 @@ class ExpandedPrefixes:
     def _end(self, prompt: Prompt) -> int:
         """Behind the last placeholder."""
         return len(prompt.token_ids) - prompt.token_ids[::-1].index(self._image_token_id)
-
-    def _still_sent(self, image_hash: str) -> bool:
-        """Marked as used, so that vLLM here and the core forget the same images. vLLM's own thread may come between."""
-        try:
-            self._sent.touch_sender_cache_item(image_hash)
-        except KeyError:
-            return False
-        return bool(self._sent.is_cached_item(image_hash))
