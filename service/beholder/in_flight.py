@@ -1,12 +1,17 @@
 """Samples that the service has accepted and not answered, of all its models together, and the bound on them."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from beholder.errors import InvalidRequest, Overloaded
 from beholder.metrics import Metrics
+
+READING_S: Final = 1.0
+"""As long a request that was not read yet holds its place: slow senders must not hold all."""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +24,7 @@ class Places:
 class InFlight:
     """At most `limit` places are held.
 
-    A request that is let in is not refused once the work of reading it was done, unless it has many samples.
+    A request that is let in is not refused once the work of reading it was done, unless it is slow or has many samples.
     """
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
@@ -35,9 +40,11 @@ class InFlight:
         """The places of a request, which are free again after the block. Raises Overloaded."""
         self._take(1)
         places = Places()
+        reading = asyncio.get_running_loop().call_later(READING_S, self._lapse, places)
         try:
             yield places
         finally:
+            reading.cancel()
             self._change(-places.count)
             self._accepted.pop(places, None)
 
@@ -48,6 +55,11 @@ class InFlight:
         self._take(samples - places.count)
         places.count = samples
         self._accepted[places] = time.monotonic()
+
+    def _lapse(self, places: Places) -> None:
+        if places not in self._accepted:
+            self._change(-places.count)
+            places.count = 0
 
     def _take(self, count: int) -> None:
         if self._held + count > self._limit:

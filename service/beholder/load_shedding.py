@@ -28,7 +28,7 @@ class LoadShedding:
         self._shed_status = shed_status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        route = self._route(scope)
         if route is None:
             await self._app(scope, receive, send)
             return
@@ -38,3 +38,9 @@ class LoadShedding:
         except Overloaded as error:
             scope["route"] = route
             await error_problem(error, self._shed_status, scope)(scope, receive, send)
+
+    def _route(self, scope: Scope) -> BaseRoute | None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return None
+        path: str = scope["path"]
+        return self._routes.get(path.removesuffix("\n"))  # as the router has it, whose patterns end with "$"

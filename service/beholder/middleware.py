@@ -23,6 +23,8 @@ FINGERPRINT_KEY: Final = "beholder.fingerprint"
 FINGERPRINT_HEADER: Final = b"beholder-fingerprint"
 ID_HEADER: Final = b"x-request-id"
 _ID: Final = re.compile(rb"[\w.:-]{1,128}")
+_RANDOM: Final = random.Random()
+"""Ids are no secret, and the kernel's numbers take longer."""
 
 
 class Surroundings:
@@ -133,7 +135,7 @@ def _request_id(scope: Scope) -> str:
         if name == ID_HEADER and _ID.fullmatch(value):
             sent: str = value.decode()
             return sent
-    return f"{random.getrandbits(128):032x}"  # it is no secret, and the kernel's would take longer
+    return f"{_RANDOM.getrandbits(128):032x}"
 
 
 def _route_path(scope: Scope) -> str:

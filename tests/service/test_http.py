@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from beholder import scoring
+from beholder import in_flight, problems, scoring
 from beholder.checkpoint import Checkpoint
-from beholder.errors import EngineError, EngineUnavailable, Overloaded, PromptTooLong
+from beholder.errors import BeholderError, EngineError, EngineUnavailable, Overloaded, PromptTooLong
+from beholder.problems import error_problem
 from beholder.prompts import PromptRenderer, single_turn
 from beholder.settings import Settings
 from tests.service.stand_in import StandInEngine, serving, until
@@ -259,28 +262,64 @@ async def test_a_full_service_refuses_before_it_reads_the_body(
         assert read
 
 
+async def held(client: httpx.AsyncClient, places: int) -> None:
+    """Returns once so many places are held."""
+    while f"beholder_samples_in_flight {places}.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+async def slowly(body: bytes, sent: asyncio.Event) -> AsyncIterator[bytes]:
+    yield body[:5]
+    await sent.wait()
+    yield body[5:]
+
+
 async def test_requests_hold_a_place_while_they_are_read(
     settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
 ) -> None:
     """So that of many that come at once those beyond the places are refused before the work of reading them."""
     sent, body = asyncio.Event(), json.dumps({"prompt": "p", "response": "r"}).encode()
-
-    async def slow() -> AsyncIterator[bytes]:
-        yield body[:5]
-        await sent.wait()
-        yield body[5:]
-
     two = settings.model_copy(update={"max_in_flight": 2})
     async with serving(two, engine, checkpoint, renderer) as client:
-        reading = [asyncio.ensure_future(client.post("/score", content=slow())) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        assert "beholder_samples_in_flight 2.0" in (await client.get("/metrics")).text
+        reading = [asyncio.ensure_future(client.post("/score", content=slowly(body, sent))) for _ in range(2)]
+        await held(client, 2)
         assert_problem(await client.post("/score", content=body), 503, "overloaded")
         assert (await client.get("/models")).status_code == 200
         sent.set()
         assert [answer.status_code for answer in await asyncio.gather(*reading)] == [200, 200]
         assert_problem(await client.post("/score", content=b"{"), 422, "invalid-request")
         assert "beholder_samples_in_flight 0.0" in (await client.get("/metrics")).text
+
+
+async def test_slow_senders_hold_no_place(
+    settings: Settings,
+    engine: StandInEngine,
+    checkpoint: Checkpoint,
+    renderer: PromptRenderer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(in_flight, "READING_S", 0.2)
+    sent, body = asyncio.Event(), json.dumps({"prompt": "p", "response": "r"}).encode()
+    two = settings.model_copy(update={"max_in_flight": 2})
+    async with serving(two, engine, checkpoint, renderer) as client:
+        slow = [asyncio.ensure_future(client.post("/score", content=slowly(body, sent))) for _ in range(2)]
+        await held(client, 2)
+        await held(client, 0)
+        engine.gate.clear()
+        before = engine.started
+        quick = [asyncio.ensure_future(client.post("/score", content=body)) for _ in range(2)]
+        await until(lambda: engine.started == before + 2)
+        await asyncio.sleep(0.3)
+        assert "beholder_samples_in_flight 2.0" in (await client.get("/metrics")).text, "accepted ones keep theirs"
+        engine.gate.set()
+        assert [answer.status_code for answer in await asyncio.gather(*quick)] == [200, 200]
+        sent.set()
+        assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
+        assert "beholder_samples_in_flight 0.0" in (await client.get("/metrics")).text
+
+
+async def test_a_path_that_the_router_takes_is_shed_too(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/score%0A", json={"prompt": "p", "response": "r"})).status_code == 200
 
 
 async def test_what_is_refused_at_the_door_is_counted_under_its_route(
@@ -348,3 +387,34 @@ async def test_metrics_count_routes_samples_and_codes(client: httpx.AsyncClient)
     assert "beholder_samples_in_flight 0.0" in text
     assert 'beholder_engine_up{model="tiny"} 1.0' in text
     assert 'beholder_golden_passed{model="tiny"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "p", "response": "r", "images": ["AAAA"]},
+        {"prompt": "p", "response": "r", "images": [{"sha256": "0" * 64}]},
+        {"prompt": "p", "response": "word " * 20_000},
+        {"items": [{"prompt": "p", "response": "r"}, {"prompt": "p", "response": "r", "images": ["AAAA"]}]},
+        {"prompt": "p"},
+    ],
+)
+async def test_errors_leave_nothing_to_the_garbage_collector(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any]
+) -> None:
+    """It runs rarely, and what an error's traceback holds are megabytes of images."""
+    errors: list[weakref.ref[Exception]] = []
+
+    def watched(error: BeholderError, *others: Any) -> Any:
+        errors.append(weakref.ref(error))
+        return error_problem(error, *others)
+
+    monkeypatch.setattr(problems, "error_problem", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        assert (await client.post("/score", json=body)).status_code == 422
+        await asyncio.sleep(0.05)
+        assert [error() for error in errors] == [None]
+    finally:
+        gc.enable()
