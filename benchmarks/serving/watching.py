@@ -21,7 +21,7 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Probe:
-    """One that was answered; `sent` by time.perf_counter(), which processes of a machine share."""
+    """Until its answer, or until it was given up; `sent` by time.perf_counter(), which processes of a machine share."""
 
     sent: float
     milliseconds: float
@@ -68,9 +68,9 @@ def _watch(pid: int, url: str, stop: Connection) -> None:
             sent = time.perf_counter()
             try:
                 client.get(f"{url}/livez", headers={"Connection": "close"}).raise_for_status()
-                watched.probes.append(Probe(sent, 1000 * (time.perf_counter() - sent)))
             except httpx.HTTPError:
                 watched.unanswered += 1
+            watched.probes.append(Probe(sent, 1000 * (time.perf_counter() - sent)))
     stop.send(watched)
 
 
