@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 async def held(client: httpx.AsyncClient, places: int) -> None:
     """Returns once so many places are held."""
-    while f"beholder_samples_in_flight {places}.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110
+    while f"beholder_samples_in_flight {places}.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110 (what a metric shows has no event)
         await asyncio.sleep(0.01)
 
 
