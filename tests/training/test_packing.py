@@ -100,14 +100,36 @@ def test_the_layout_gives_the_masked_rewards_and_gradients(
         gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
         return rewards.detach(), torch.cat(gradients), bool(batch["layout"])
 
+    def rewards_alone() -> torch.Tensor:
+        """Whose last layer is computed at the responses' last tokens alone."""
+        with torch.no_grad():
+            rewards: torch.Tensor = model(**collate(groups, renderer.image_token_id, encoder.pad_token_id))
+            return rewards
+
     masked, masked_gradient, has_layout = rewards_and_gradient()
     assert not has_layout
+    assert torch.allclose(rewards_alone(), masked, atol=1e-4)
     monkeypatch.setattr(packed_attention, "WORTHWHILE", 0)
     monkeypatch.setattr(packed_attention, "GAIN", 0)
     sparse, sparse_gradient, has_layout = rewards_and_gradient()
     assert has_layout
     assert torch.allclose(sparse, masked, atol=1e-4)
+    assert torch.allclose(rewards_alone(), masked, atol=1e-4)
     assert torch.allclose(sparse_gradient, masked_gradient, rtol=1e-3, atol=1e-4 * float(masked_gradient.abs().max()))
+
+
+def test_without_a_gradient_the_last_layer_computes_what_is_read_alone(tmp_path: Path) -> None:
+    renderer, encoder, model = make_model("qwen3_vl", tmp_path / "base")
+    prompts = [renderer.render(single_turn("Hello?", 0), text) for text in RESPONSES]
+    batch = collate([encoder.encode(prompts)], renderer.image_token_id, encoder.pad_token_id)
+    widths: list[torch.Size] = []
+    first, *_, last = model.backbone.language_model.layers
+    for layer in (first, last):
+        layer.mlp.down_proj.register_forward_hook(lambda _, __, result: widths.append(result.shape[:-1]))
+    with torch.inference_mode():
+        model(**batch)
+    model(**batch)
+    assert widths == [batch["input_ids"].shape, (len(RESPONSES),), batch["input_ids"].shape, batch["input_ids"].shape]
 
 
 def test_a_layout_pays_where_the_mask_is_mostly_empty() -> None:

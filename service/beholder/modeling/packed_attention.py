@@ -23,6 +23,8 @@ GAIN: Final = 2
 """How many times fewer entries it must compute: gathering keys and scattering results costs too."""
 WORTHWHILE: Final = 2**20
 """Entries of the full mask, of all rows, below which the masked form is quicker."""
+ONLY_LAST: Final = "beholder_only_last"
+"""Set on a decoder layer's attention of which only the responses' last tokens are read (last_layer.py)."""
 
 Layout = dict[str, Tensor]
 """Where tokens stand in the batch's rows, flattened to rows x length:
@@ -30,6 +32,7 @@ Layout = dict[str, Tensor]
 prefix: (groups, P), the prefixes' tokens, filled up with any index.
 suffix: (responses, S), each response's own tokens, filled up likewise.
 group: (responses,), the row of each response.
+last: (responses,), which of its own tokens is the response's last.
 visible: (responses, 1, S, P + S), bool: what a response's token sees of its prefix and itself.
 back: (rows x length,), where each token's result stands among those of prefixes and suffixes, one after the other.
 Empty: use the mask.
@@ -70,7 +73,8 @@ def _indices(spans: list[list[int]], length: int, prefix: int, suffix: int) -> L
         visible[number, 0, :, : spans[row][0]] = True
     visible[..., prefix:] = torch.ones(suffix, suffix, dtype=torch.bool).tril()
     group = torch.tensor([row for row, _, _ in starts])
-    return {"prefix": prefixes, "suffix": suffixes, "group": group, "visible": visible, "back": back}
+    last = torch.tensor([end - start - 1 for _, start, end in starts])
+    return {"prefix": prefixes, "suffix": suffixes, "group": group, "last": last, "visible": visible, "back": back}
 
 
 def layout_mask(segments: Tensor, layout: Layout) -> Tensor:
@@ -96,6 +100,8 @@ def packed_attention(
     rows, _, length, _ = query.shape
     options.pop("is_causal", None)
     queries, keys, values = (_Parts(states, layout) for states in (query, key, value))
+    if getattr(module, ONLY_LAST, False):
+        return _at_last_tokens(module, query, keys, values, layout, **options), None
     prefix_result, _ = sdpa_attention_forward(
         module, queries.prefix, keys.prefix, values.prefix, None, is_causal=True, **options
     )
@@ -104,6 +110,23 @@ def packed_attention(
     )
     results = torch.cat([prefix_result.flatten(0, 1), suffix_result.flatten(0, 1)])
     return results.index_select(0, layout["back"]).unflatten(0, (rows, length)), None
+
+
+def _at_last_tokens(
+    module: torch.nn.Module, query: Tensor, keys: "_Parts", values: "_Parts", layout: Layout, **options: Any
+) -> Tensor:
+    """The result of each response's last token, and zeros elsewhere."""
+    response = torch.arange(len(layout["last"]), device=query.device)
+    tokens = layout["suffix"][response, layout["last"]]
+    flat = query.transpose(1, 2).flatten(0, 1)
+    visible = layout["visible"][response, :, layout["last"]].unsqueeze(2)
+    result, _ = sdpa_attention_forward(
+        module, flat[tokens].unsqueeze(2), keys.seen(), values.seen(), visible, **options
+    )  # (responses, 1, heads, size)
+    everywhere = torch.zeros_like(flat)
+    everywhere[tokens] = result.squeeze(1)
+    unflattened: Tensor = everywhere.unflatten(0, (len(query), -1))
+    return unflattened
 
 
 class _Parts:

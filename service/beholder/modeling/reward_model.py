@@ -5,7 +5,7 @@ The reward of a response is the head's output at its last token, in float32 what
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from beholder.errors import CheckpointError
 from beholder.modeling.architectures import Architecture, architecture_of
+from beholder.modeling.last_layer import read_at
 from beholder.modeling.packed_attention import NAME, Layout, layout_mask
 from beholder.modeling.packing import IMAGE_TYPE, PADDING, PREFIX, attention_mask
 from beholder.modeling.picture_attention import prepare_tower
@@ -75,13 +76,14 @@ class RewardModel(nn.Module):
         layout: Layout,
     ) -> Tensor:
         """Rewards (responses,), float32, of a batch that `inputs.collate` made."""
-        output = self.backbone(
-            input_ids=input_ids,
-            attention_mask=_mask(segments, layout, packed=len(rows) > len(segments)),
-            position_ids=self._positions(segments, offsets, mm_token_type_ids, pictures),
-            use_cache=False,
-            **pictures,
-        )
+        with nullcontext() if torch.is_grad_enabled() else read_at(self.backbone, rows, columns):
+            output = self.backbone(
+                input_ids=input_ids,
+                attention_mask=_mask(segments, layout, packed=len(rows) > len(segments)),
+                position_ids=self._positions(segments, offsets, mm_token_type_ids, pictures),
+                use_cache=False,
+                **pictures,
+            )
         last: Tensor = output.last_hidden_state[rows, columns]
         return self._head(last)
 
