@@ -22,6 +22,7 @@ FINGERPRINT_KEY: Final = "beholder.fingerprint"
 """Where the scope keeps the fingerprint of the model that answers; the first model's is shown without it."""
 FINGERPRINT_HEADER: Final = b"beholder-fingerprint"
 ID_HEADER: Final = b"x-request-id"
+CLOSE: Final = (b"connection", b"close")
 _ID: Final = re.compile(rb"[\w.:-]{1,128}")
 _RANDOM: Final = random.Random()
 """Ids are no secret, and the kernel's numbers take longer."""
@@ -61,11 +62,14 @@ class Surroundings:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 fingerprint = scope.get(FINGERPRINT_KEY, self._fingerprint)
-                own = [(ID_HEADER, request_id.encode()), (FINGERPRINT_HEADER, fingerprint.encode())]
-                if self._lifecycle.draining:
-                    # The client's next request then goes to a replica that stays.
-                    own.append((b"connection", b"close"))
-                message = {**message, "headers": [*message.get("headers", ()), *own]}
+                headers = [
+                    *message.get("headers", ()),
+                    (ID_HEADER, request_id.encode()),
+                    (FINGERPRINT_HEADER, fingerprint.encode()),
+                ]
+                if self._lifecycle.draining and CLOSE not in headers:
+                    headers.append(CLOSE)  # the client's next request then goes to a replica that stays
+                message = {**message, "headers": headers}
             await send(message)
 
         try:

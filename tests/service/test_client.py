@@ -244,9 +244,16 @@ def test_works_in_a_forked_process(url: str) -> None:
 
 
 def test_no_thread_is_left_behind(url: str) -> None:
+    before = client_threads()
     with RewardClient(url) as client:
         client.score("p", [], "r")
-    assert not [thread for thread in threading.enumerate() if thread.name == "beholder-client"]
+        assert client_threads() > before
+    assert client_threads() == before
+
+
+def client_threads() -> set[threading.Thread]:
+    """Other tests' clients may live on."""
+    return {thread for thread in threading.enumerate() if thread.name == "beholder-client"}
 
 
 def test_closing_ends_the_calls_of_other_threads(url: str, engine: StandInEngine) -> None:

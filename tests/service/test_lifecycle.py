@@ -116,6 +116,8 @@ async def test_draining_is_unready_but_still_scores_and_closes_connections(
         assert (await client.get("/readyz")).json()["detail"] == "the service is stopping"
         answer = await client.post("/score", json=SCORE)
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        refused = await client.post("/score", content=b"{", headers={"Content-Length": str(2**40)})
+        assert (refused.status_code, refused.headers.get_list("connection")) == (413, ["close"])
 
 
 def lifecycle_of(app: FastAPI) -> Lifecycle:
