@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from beholder.images import load_image
 from beholder.modeling import packed_attention
 from beholder.modeling.architectures import ARCHITECTURES
 from beholder.modeling.inputs import PromptEncoder, collate
+from beholder.modeling.last_layer import read_at
 from beholder.modeling.packed_attention import make_layout
 from beholder.modeling.packing import Packed, attention_mask, common_prefix_length, pack
 from beholder.modeling.reward_model import RewardModel
@@ -116,6 +118,39 @@ def test_the_layout_gives_the_masked_rewards_and_gradients(
     assert torch.allclose(sparse, masked, atol=1e-4)
     assert torch.allclose(rewards_alone(), masked, atol=1e-4)
     assert torch.allclose(sparse_gradient, masked_gradient, rtol=1e-3, atol=1e-4 * float(masked_gradient.abs().max()))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_autocast_without_a_gradient_gives_the_rewards_with_one(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training in bf16 weighs a step before it takes it; queries are float32 there, values bfloat16."""
+    monkeypatch.setattr(packed_attention, "WORTHWHILE", 0)
+    monkeypatch.setattr(packed_attention, "GAIN", 0)
+    renderer, encoder, model = make_model(architecture, tmp_path / "base")
+    prompts = [renderer.render(single_turn("Hello?", 0), text) for text in RESPONSES]
+    batch = collate([encoder.encode(prompts)], renderer.image_token_id, encoder.pad_token_id)
+    assert batch["layout"]
+    with torch.autocast("cpu", torch.bfloat16):
+        with_gradient = model(**batch).detach()
+        with torch.no_grad():
+            assert torch.allclose(model(**batch), with_gradient, atol=0.02)
+
+
+@pytest.mark.parametrize("text_model", ["qwen3_moe", "phi"])
+def test_a_text_model_of_another_shape_is_computed_whole(text_model: str) -> None:
+    """A mixture of experts takes no rows of tokens, Phi names its layers otherwise."""
+    config = AutoConfig.for_model(
+        text_model, hidden_size=32, intermediate_size=48, moe_intermediate_size=48, num_hidden_layers=2, vocab_size=300,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    backbone = AutoModel.from_config(config).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.inference_mode():
+        whole = backbone(input_ids=ids).last_hidden_state
+        with read_at(backbone, torch.tensor([0, 1]), torch.tensor([5, 5])):
+            assert torch.equal(backbone(input_ids=ids).last_hidden_state, whole)
 
 
 def test_without_a_gradient_the_last_layer_computes_what_is_read_alone(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def _at_last_tokens(
     result, _ = sdpa_attention_forward(
         module, flat[tokens].unsqueeze(2), keys.seen(), values.seen(), visible, **options
     )  # (responses, 1, heads, size)
-    everywhere = torch.zeros_like(flat)
+    everywhere = result.new_zeros(flat.shape)  # under autocast its dtype is not the query's
     everywhere[tokens] = result.squeeze(1)
     unflattened: Tensor = everywhere.unflatten(0, (len(query), -1))
     return unflattened
