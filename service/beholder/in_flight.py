@@ -1,4 +1,4 @@
-"""Samples that the service has accepted and not answered, of all its models together, and the bound on them."""
+"""Samples that the service has accepted and not scored, of all its models together, and the bound on them."""
 
 import asyncio
 import time
@@ -16,7 +16,8 @@ READING_S: Final = 1.0
 
 @dataclass(slots=True, eq=False)
 class Places:
-    """What one request holds: a place from its arrival on, and once it was read one for each sample."""
+    """What one request holds: a place from its arrival on, and once it was read one for each sample until all are
+    scored."""
 
     count: int = 1
 
@@ -45,21 +46,30 @@ class InFlight:
             yield places
         finally:
             reading.cancel()
-            self._change(-places.count)
-            self._accepted.pop(places, None)
+            self._free(places)
 
-    def accept(self, places: Places, samples: int) -> None:
-        """A place for each sample of the request. Raises InvalidRequest, Overloaded."""
+    @contextmanager
+    def accept(self, places: Places, samples: int) -> Iterator[None]:
+        """A place for each sample of the request, until the end of the block: who is slow to take the answer holds
+        none. Raises InvalidRequest, Overloaded."""
         if samples > self._limit:
             raise InvalidRequest(f"the request has {samples} samples, at most {self._limit} are accepted: split it")
         self._take(samples - places.count)
         places.count = samples
         self._accepted[places] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._accepted[places]
+            self._free(places)
 
     def _lapse(self, places: Places) -> None:
         if places not in self._accepted:
-            self._change(-places.count)
-            places.count = 0
+            self._free(places)
+
+    def _free(self, places: Places) -> None:
+        self._change(-places.count)
+        places.count = 0
 
     def _take(self, count: int) -> None:
         if self._held + count > self._limit:

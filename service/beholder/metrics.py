@@ -71,7 +71,7 @@ class Metrics:
         )
         self.in_flight = Gauge(
             "beholder_samples_in_flight",
-            "Samples accepted and not answered; a request that is being read counts as one.",
+            "Samples accepted and not scored; a request that is being read counts as one, for a second at most.",
             registry=registry,
         )
         self.in_flight_limit = Gauge(

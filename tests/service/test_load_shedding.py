@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ from beholder import in_flight
 from beholder.checkpoint import Checkpoint
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
+from tests.service.serving import served
 from tests.service.stand_in import StandInEngine, serving, until
 from tests.service.test_http import assert_problem
 
@@ -132,3 +135,22 @@ async def test_what_is_refused_at_the_door_is_counted_under_its_route(
         assert (await first).status_code == 200
         counted = 'beholder_requests_total{code="overloaded",route="/trainers/slime",status="429"} 1.0'
         assert counted in (await client.get("/metrics")).text
+
+
+def test_who_does_not_read_the_answers_holds_no_place(
+    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    full = settings.model_copy(update={"max_in_flight": 64, "score_cache_bytes": 0})
+    body = json.dumps({"query": "q", "documents": ["x" * 3000] * 64, "return_documents": True}).encode()
+    request = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with served(full, engine, checkpoint, renderer) as url, socket.socket() as reader:
+        before = engine.started
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        reader.settimeout(2)
+        with suppress(TimeoutError):  # until all buffers on the way are full
+            for _ in range(200):
+                reader.sendall(request)
+        assert engine.started > before
+        assert httpx.post(f"{url}/score", json={"prompt": "p", "response": "r"}).status_code == 200
+        assert "beholder_samples_in_flight 0.0" in httpx.get(f"{url}/metrics").text

@@ -69,8 +69,8 @@ async def score_samples(request: Request, scorer: Scorer, samples: Sequence[Samp
     request.scope[LOG_KEY].update(model=scorer.model.name, samples=len(samples), images=images)
     if not samples:
         return []
-    context.in_flight.accept(request.scope[PLACES_KEY], len(samples))
-    scores = await until_gone(request, scorer.score(samples), context.settings.request_deadline_s)
+    with context.in_flight.accept(request.scope[PLACES_KEY], len(samples)):
+        scores = await until_gone(request, scorer.score(samples), context.settings.request_deadline_s)
     request.scope[LOG_KEY].update(
         prompt_tokens=sum(score.prompt_tokens for score in scores),
         cached_tokens=sum(score.cached_tokens for score in scores),
