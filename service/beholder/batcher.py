@@ -81,10 +81,7 @@ class Batcher(Generic[E, R]):
             await self._arrived.wait()
             if len(self._waiting) == 1:
                 await asyncio.sleep(self._patience_s)
-            rows = self._take()
-            self._activity.waiting, self._activity.running = len(self._waiting), sum(map(len, rows))
-            await self._score(rows)
-            self._activity.running = 0
+            await self._score(self._take())  # a name would keep the last batch while nothing comes
             if not self._waiting:
                 self._arrived.clear()
 
@@ -99,25 +96,34 @@ class Batcher(Generic[E, R]):
 
     async def _score(self, rows: list[list[_Waiting[E, R]]]) -> None:
         batch = [waiting for row in rows for waiting in row]
+        self._activity.waiting = len(self._waiting)
         if not batch:
             return
         self._activity.on_batch(len(batch))
+        self._activity.running = len(batch)
         try:
-            results = await asyncio.to_thread(self._run, [[waiting.entry for waiting in row] for row in rows])
-            if len(results) != len(batch):
-                raise EngineError(f"the engine gave {len(results)} results for a batch of {len(batch)}")
+            results = await self._results([[waiting.entry for waiting in row] for row in rows], len(batch))
         except asyncio.CancelledError:
             _fail(batch, EngineUnavailable("the engine is stopping"))
             raise
-        except Exception as error:
-            # Whatever a batch dies of must reach its callers and leave the worker alive for the others.
-            _fail(batch, error)
-            return
+        finally:
+            self._activity.running = 0
         for waiting, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
                 _fail([waiting], result)
             elif not waiting.result.done():
                 waiting.result.set_result(result)
+
+    async def _results(self, rows: list[list[E]], count: int) -> Sequence[R | Exception]:
+        """Knows no futures: an error's traceback holds this frame, which would be a cycle."""
+        try:
+            results = await asyncio.to_thread(self._run, rows)
+            if len(results) != count:
+                raise EngineError(f"the engine gave {len(results)} results for a batch of {count}")
+        except Exception as error:
+            # Whatever a batch dies of must reach its callers and leave the worker alive for the others.
+            return [error] * count
+        return results
 
 
 def _fail(batch: Sequence[_Waiting[Any, Any]], error: BaseException) -> None:

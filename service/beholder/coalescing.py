@@ -63,15 +63,11 @@ class Coalescer(Generic[Item, Result]):
             await self._answer(batch)
 
     async def _answer(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            answers = await loop.run_in_executor(self._thread, self._run, [item for item, _ in batch])
+            answers = await self._answers([item for item, _ in batch])
         except asyncio.CancelledError:
             self._fail(batch, EngineUnavailable("the engine is stopping"))
             raise
-        except Exception as error:
-            self._fail(batch, error)
-            return
         for (_, result), answer in zip(batch, answers, strict=True):
             if result.done():
                 continue
@@ -79,6 +75,13 @@ class Coalescer(Generic[Item, Result]):
                 result.set_exception(answer)
             else:
                 result.set_result(answer)
+
+    async def _answers(self, items: list[Item]) -> Sequence[Result | Exception]:
+        """Knows no futures: an error's traceback holds this frame, which would be a cycle."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+        except Exception as error:
+            return [error] * len(items)
 
     @staticmethod
     def _fail(batch: "Sequence[tuple[Item, asyncio.Future[Result]]]", error: Exception) -> None:

@@ -76,6 +76,7 @@ def internal_problem(error: Exception, scope: Any = None) -> Response:
     """A 500 that tells the client an id and the log the rest."""
     instance = uuid.uuid4().urn
     _log.error("%s %s", instance, type(error).__name__, exc_info=error)
+    _let_go(error)
     detail = "an internal error; the service's log has it under this `instance`"
     return problem(500, "internal", detail, scope, instance=instance)
 
@@ -84,8 +85,17 @@ def error_problem(error: BeholderError, shed_status: int, scope: Any = None) -> 
     """The problem of an error that was raised on purpose; load that is shed has the status that is set."""
     if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return internal_problem(error, scope)
+    _let_go(error)
     status = shed_status if isinstance(error, Overloaded) else error.status
     return problem(status, error.code, str(error), scope, **error.members)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the error has passed through: images, and tasks that hold the error, a cycle which only the garbage
+    collector would end."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def install(app: FastAPI, shed_status: int) -> None:

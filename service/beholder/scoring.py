@@ -182,14 +182,22 @@ class Scorer:
         """Images are known to be as large only once the engine has expanded them, so this may take several tries."""
         # What the model does not read has left the prompt already: its slots go too.
         conversation = sample.conversation if prompt.images else without_images(sample.conversation)
-        for _ in range(ATTEMPTS):
-            conversation = await asyncio.to_thread(shorten, self._renderer, conversation, error)
-            shorter = await asyncio.to_thread(self._renderer.render, conversation, sample.response, prompt.images)
-            try:
-                return replace(await self._score_prompt(shorter), truncated=True)
-            except PromptTooLong as again:
-                error = again
-        raise error
+        try:
+            for _ in range(ATTEMPTS):
+                if error.tokens is None or error.limit is None:
+                    break
+                cut = await asyncio.to_thread(shorten, self._renderer, conversation, error.tokens, error.limit)
+                if cut is None:
+                    break
+                conversation = cut
+                shorter = await asyncio.to_thread(self._renderer.render, conversation, sample.response, prompt.images)
+                try:
+                    return replace(await self._score_prompt(shorter), truncated=True)
+                except PromptTooLong as again:
+                    error = again
+            raise error
+        finally:
+            del error  # its traceback holds this frame: a cycle
 
 
 def _characters(samples: Sequence[Sample]) -> int:

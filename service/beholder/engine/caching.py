@@ -63,10 +63,9 @@ class CachingEngine:
         if known is not None:
             self._metrics.score_cache.labels("hit").inc()
             return known
-        computation = self._in_flight.get(key)
-        if computation is not None:
+        if key in self._in_flight:
             self._metrics.score_cache.labels("joined").inc()
-            return _from_cache(await self._wait(key, computation))
+            return _from_cache(await self._wait(key, self._in_flight[key]))
         self._metrics.score_cache.labels("miss").inc()
         return await self._wait(key, self._compute(key, prompt))
 
@@ -88,6 +87,7 @@ class CachingEngine:
                 self._forget(key, computation.task)
                 computation.task.cancel()
                 await asyncio.gather(computation.task, return_exceptions=True)
+            del computation  # its error's traceback holds this frame: a cycle
 
     def _finish(self, key: bytes, task: "asyncio.Task[EngineScore]") -> None:
         self._forget(key, task)

@@ -90,9 +90,12 @@ class TransformersEngine:
     async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
         """`fresh` needs nothing here: the one cache holds processed pictures by the sha256 of their bytes."""
         (result,) = await self.score_group([prompt])
-        if isinstance(result, BaseException):
+        if isinstance(result, EngineScore):
+            return result
+        try:
             raise result
-        return result
+        finally:
+            del result  # its traceback holds this frame: a cycle
 
     async def score_group(self, prompts: Sequence[Prompt]) -> list[EngineScore | BaseException]:
         """See `beholder.engine.GroupEngine`: one change of threads for all, where `score` takes one a prompt."""
@@ -173,9 +176,10 @@ class TransformersEngine:
             self._accelerator_failed = True
             raise EngineUnavailable(f"the engine died: {error}") from error
         except torch.OutOfMemoryError:
-            if len(rows) == len(rows[0]) == 1:
-                raise EngineError("one conversation does not fit in the accelerator's memory") from None
-            torch.cuda.empty_cache()
+            pass  # until the error is gone its traceback holds the forward's tensors
+        if len(rows) == len(rows[0]) == 1:
+            raise EngineError("one conversation does not fit in the accelerator's memory")
+        torch.cuda.empty_cache()
         first, second = _halves(rows)
         return self._score_batch(first) + self._score_batch(second)
 

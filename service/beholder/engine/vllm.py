@@ -109,7 +109,7 @@ class VllmEngine:
                 try:
                     return await self._encode(prompt, name)
                 except _ImageNotSent as error:
-                    cause = error
+                    cause = str(error)
         raise EngineError(f"vLLM failed the request again and again: {cause}")
 
     async def stop(self) -> None:
