@@ -1,10 +1,11 @@
 """The HTTP connection: headers that are too large or come too slowly end it, and so does what trickles in after an
-answer.
+answer, and an answer that is not taken.
 
 uvicorn bounds none of it with httptools, so a client could fill memory with one endless header (or with trailers, the
 headers behind a chunked body), or hold connections open by sending a byte a minute. Bodies are bounded where they are
 read (routes/reading.py); the rest of one that was answered unread is thrown away, so that its sender can finish and
-read the answer, for as long as a body may take.
+read the answer, for as long as a body may take. As long may a client take for what is being written to it before it
+takes more: one that is gone without a word would keep its connection and its answer for a quarter of an hour.
 """
 
 import asyncio
@@ -29,6 +30,8 @@ class LimitedConnection(HttpToolsProtocol):
     body_timeout_s = 60.0
 
     _timer: asyncio.TimerHandle | None = None
+    _writing: asyncio.TimerHandle | None = None
+    """While more waits to be taken than the connection's buffers hold."""
     _pending = True
     """Until the headers of the message are complete."""
     _complete = False
@@ -45,7 +48,18 @@ class LimitedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._writing is not None:
+            self._writing.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self.loop.call_later(self.body_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
 
     def data_received(self, data: bytes) -> None:
         self._moved = False

@@ -136,6 +136,30 @@ def test_what_trickles_in_after_the_answer_is_given_up(served: Served, name: str
     assert_still_serving(served)
 
 
+def test_an_answer_that_is_not_taken_ends_the_connection(served: Served) -> None:
+    body = json.dumps({"query": "q", "documents": ["x" * 3000] * 500, "return_documents": True}).encode()
+    request = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", served.port))
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            connection.sendall(request * 100)
+    assert_still_serving(served)
+
+
+def test_an_answer_that_is_taken_slowly_comes_whole(served: Served) -> None:
+    body = json.dumps({"query": "q", "documents": ["x" * 3000] * 500, "return_documents": True}).encode()
+    with connected(served) as connection:
+        connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+        connection.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+            time.sleep(0.05)
+    assert len(json.loads(received.partition(b"\r\n\r\n")[2])["results"]) == 500
+
+
 def test_blank_lines_keep_no_connection_open(served: Served) -> None:
     with connected(served) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
