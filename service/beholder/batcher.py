@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from beholder.engine import Activity
-from beholder.errors import EngineError, EngineUnavailable
+from beholder.errors import EngineError, EngineUnavailable, own_copy
 from beholder.rows import Entry, choose
 
 E = TypeVar("E", bound=Entry)
@@ -27,7 +27,8 @@ class Batcher(Generic[E, R]):
     """`run` is called in a thread with the rows of a batch; it returns one result an entry, row by row, or the
     exception that the entry's caller gets.
 
-    An exception of `run` fails the entries of that batch alone; entries whose caller has gone are not computed.
+    An exception of `run` fails the entries of that batch alone, each with an error of its own (`own_copy`); entries
+    whose caller has gone are not computed.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Batcher(Generic[E, R]):
         return self._worker is not None and not self._worker.done()
 
     def enqueue(self, entry: E) -> "asyncio.Future[R]":
-        """The entry's result: what `run` raised for its batch, EngineUnavailable once stopped. Cancelled, it is not
-        computed. Raises EngineUnavailable."""
+        """The entry's result: an error where `run` raised one for its batch, EngineUnavailable once stopped.
+
+        Cancelled, it is not computed. Raises EngineUnavailable.
+        """
         if not self.running:
             raise EngineUnavailable("the engine is not running")
         waiting = _Waiting(entry, asyncio.get_running_loop().create_future())
@@ -122,7 +125,7 @@ class Batcher(Generic[E, R]):
                 raise EngineError(f"the engine gave {len(results)} results for a batch of {count}")
         except Exception as error:
             # Whatever a batch dies of must reach its callers and leave the worker alive for the others.
-            return [error] * count
+            return [own_copy(error) for _ in range(count)]
         return results
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from beholder.errors import EngineUnavailable
+from beholder.errors import EngineUnavailable, own_copy
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 class Coalescer(Generic[Item, Result]):
     """`run` is called with the items that came while it was busy, at most `most`, never twice at a time.
 
-    It returns for each item its result, or the exception that its caller gets. What it raises all of them get. Before
-    each call `room` is awaited.
+    It returns for each item its result, or the exception that its caller gets. Of what it raises each caller gets an
+    error of its own (`own_copy`). Before each call `room` is awaited.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Coalescer(Generic[Item, Result]):
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
         except Exception as error:
-            return [error] * len(items)
+            return [own_copy(error) for _ in items]
 
     @staticmethod
     def _fail(batch: "Sequence[tuple[Item, asyncio.Future[Result]]]", error: Exception) -> None:

@@ -255,3 +255,11 @@ class ImageStoreFull(Overloaded):
     """Every stored image is still within its time to live."""
 
     code = "image-store-full"
+
+
+def own_copy(error: Exception) -> Exception:
+    """For one of several callers that the error concerns, with the error as its cause: what is raised collects the
+    frames of all that raise it. Unexpected ones, which need not bear copying, are RuntimeErrors."""
+    own = copy(error) if isinstance(error, BeholderError) else RuntimeError(f"{type(error).__name__}: {error}")
+    own.__cause__ = error
+    return own

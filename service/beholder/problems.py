@@ -90,12 +90,10 @@ def error_problem(error: BeholderError, shed_status: int, scope: Any = None) -> 
     return problem(status, error.code, str(error), scope, **error.members)
 
 
-def _let_go(error: BaseException | None) -> None:
+def _let_go(error: Exception) -> None:
     """Free what the error has passed through: images, and tasks that hold the error, a cycle which only the garbage
     collector would end."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+    error.__traceback__ = None
 
 
 def install(app: FastAPI, shed_status: int) -> None:

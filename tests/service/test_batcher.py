@@ -123,7 +123,13 @@ async def test_an_exception_fails_its_batch_alone(batcher: Batcher[Entry, int], 
     recorder.fail_on = "bad"
     entries = [Entry("bad"), Entry("a"), Entry("b"), Entry("c")]
     results = await asyncio.gather(*map(batcher.submit, entries), return_exceptions=True)
-    assert [isinstance(result, ValueError) for result in results] == [True, True, False, False]
+    assert [isinstance(result, RuntimeError) for result in results] == [True, True, False, False]
+    first, second = results[:2]
+    assert isinstance(first, RuntimeError)
+    assert isinstance(second, RuntimeError)
+    assert first is not second, "what one raises collects frames that are no others'"
+    assert isinstance(first.__cause__, ValueError)
+    assert first.__cause__ is second.__cause__
     assert await batcher.submit(Entry("later")) == 10
 
 

@@ -52,7 +52,8 @@ async def test_an_error_is_one_callers_or_the_whole_calls() -> None:
     assert [found[0], found[2]] == [4, 16]
     assert isinstance(found[1], ValueError)
     found = await asyncio.gather(*map(squares.coalescer.submit, (2, 13)), return_exceptions=True)
-    assert [type(error) for error in found] == [RuntimeError] * 2
+    assert all(isinstance(error, RuntimeError) and isinstance(error.__cause__, RuntimeError) for error in found)
+    assert found[0] is not found[1]
     assert await squares.coalescer.submit(5) == 25
     await squares.coalescer.stop()
 

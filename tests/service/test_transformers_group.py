@@ -123,6 +123,27 @@ async def test_a_reward_that_is_not_finite_is_its_own_samples_error(
     assert all(isinstance(score, EngineScore) for score in others)
 
 
+async def test_what_does_not_fit_in_memory_costs_no_other(
+    engine: TransformersEngine, renderer: PromptRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = engine._forward
+
+    def limited(rows: list[list[_Sample]]) -> list[EngineScore]:
+        if max(len(sample.sequence) for row in rows for sample in row) > 100:
+            raise torch.OutOfMemoryError
+        return forward(rows)
+
+    monkeypatch.setattr(engine, "_forward", limited)
+    texts = ["fine", "much " * 30, "too"]
+    small, large, other = await score_group(
+        engine, [renderer.render(single_turn("Which one?", 0), text) for text in texts]
+    )
+    assert isinstance(small, EngineScore)
+    assert isinstance(other, EngineScore)
+    assert isinstance(large, EngineError)
+    assert "does not fit" in str(large)
+
+
 async def test_an_accelerator_that_failed_is_an_engine_that_died(
     engine: TransformersEngine, renderer: PromptRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

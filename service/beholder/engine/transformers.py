@@ -178,7 +178,7 @@ class TransformersEngine:
         except torch.OutOfMemoryError:
             pass  # until the error is gone its traceback holds the forward's tensors
         if len(rows) == len(rows[0]) == 1:
-            raise EngineError("one conversation does not fit in the accelerator's memory")
+            return [EngineError("the conversation does not fit in the accelerator's memory")]
         torch.cuda.empty_cache()
         first, second = _halves(rows)
         return self._score_batch(first) + self._score_batch(second)
