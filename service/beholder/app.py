@@ -38,8 +38,8 @@ def create_app(settings: Settings, models: Sequence[Model]) -> FastAPI:
     metrics = Metrics()
     if cache_bytes := settings.score_cache_bytes // len(models):
         models = [replace(model, engine=CachingEngine(model.engine, cache_bytes, metrics)) for model in models]
-    lifecycle = Lifecycle(settings, models, metrics)
     images, in_flight = _images(settings, metrics), InFlight(settings.max_in_flight, metrics)
+    lifecycle = Lifecycle(settings, models, in_flight, metrics)
     scorers = tuple(Scorer(model, images, metrics) for model in models)
     fingerprints = [model.fingerprint for model in models]
     provider = create_provider(settings.otlp_endpoint, ",".join(fingerprints)) if settings.otlp_endpoint else None

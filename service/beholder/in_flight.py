@@ -36,6 +36,10 @@ class InFlight:
         metrics.in_flight_limit.set(limit)
         metrics.oldest.set_function(self._oldest_s)
 
+    @property
+    def idle(self) -> bool:
+        return not self._held
+
     @contextmanager
     def arrive(self) -> Iterator[Places]:
         """The places of a request, which are free again after the block. Raises Overloaded."""

@@ -4,19 +4,19 @@ Everything slow runs beside the event loop, so /livez answers from the first mom
 """
 
 import asyncio
-import gc
 import logging
 from collections.abc import Sequence
 
+from beholder import collector
 from beholder.checkpoint import verify_files
 from beholder.errors import BeholderError, EngineError, EngineUnavailable, GoldenMismatch
 from beholder.golden import require_passed, score_golden
+from beholder.in_flight import InFlight
 from beholder.metrics import Metrics
 from beholder.models import Model
 from beholder.settings import Settings
 
 HEALTH_INTERVAL_S = 0.2
-COLLECTOR_THRESHOLDS = (500_000, 10, 10)
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +25,10 @@ class Lifecycle:
     """The service's state: ready when all `models` are. `failure` is set when the process cannot go on and should exit
     non-zero."""
 
-    def __init__(self, settings: Settings, models: Sequence[Model], metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, models: Sequence[Model], in_flight: InFlight, metrics: Metrics) -> None:
         self._settings = settings
         self._models = models
+        self._in_flight = in_flight
         self._metrics = metrics
         self._blocked_by: BeholderError | None = EngineUnavailable("the service is starting")
         self._task: asyncio.Task[None] | None = None
@@ -67,7 +68,9 @@ class Lifecycle:
         try:
             await self._load()
             await self._become_ready()
-            while all(model.engine.healthy for model in self._models):  # noqa: ASYNC110 (an engine dies without telling)
+            while all(model.engine.healthy for model in self._models):
+                if self._in_flight.idle:
+                    collector.collect_while_idle()
                 await asyncio.sleep(HEALTH_INTERVAL_S)
             dead = ", ".join(model.name for model in self._models if not model.engine.healthy)
             raise EngineUnavailable(f"the engine died: {dead}")
@@ -100,7 +103,7 @@ class Lifecycle:
                 # A restart would not help, and a live process can be asked why it is not ready.
                 _log.error("%s", error)
                 mismatches.append(error)
-        _relieve_collector()
+        collector.relieve()
         self._blocked_by = mismatches[0] if mismatches else None
         if not mismatches:
             _log.info("ready")
@@ -119,17 +122,6 @@ class Lifecycle:
     def _fail(self, error: BeholderError) -> None:
         _log.error("%s", error)
         self._blocked_by = self.failure = error
-
-
-def _relieve_collector() -> None:
-    """Let the garbage collector walk neither libraries and engine, a million objects, nor what is in flight.
-
-    Four thousand requests are half a million objects, which it takes half a second to walk, and Python would have it do
-    so again and again. It finds nothing: neither answers nor refusals leave cycles behind.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
 def _watch(model: Model, metrics: Metrics) -> None:

@@ -1,0 +1,46 @@
+"""Garbage is collected while nothing is in flight, and not while something is."""
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+
+from beholder import collector
+from beholder.checkpoint import Checkpoint
+from beholder.prompts import PromptRenderer
+from beholder.settings import Settings
+from tests.service.stand_in import StandInEngine, serving, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Cyclic:
+    def __init__(self) -> None:
+        self.own = self
+
+
+async def test_it_waits_until_nothing_is_in_flight(
+    settings: Settings,
+    engine: StandInEngine,
+    checkpoint: Checkpoint,
+    renderer: PromptRenderer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collector, "WORTHWHILE", 1000)
+    before = gc.get_threshold()
+    try:
+        async with serving(settings, engine, checkpoint, renderer) as client:
+            assert gc.get_threshold() == collector.THRESHOLDS
+            engine.gate.clear()
+            request = asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": "r"}))
+            await until(lambda: engine.active)
+            garbage = [weakref.ref(Cyclic()) for _ in range(2000)]
+            await asyncio.sleep(0.5)
+            assert all(found() for found in garbage)
+            engine.gate.set()
+            assert (await request).status_code == 200
+            await until(lambda: not any(found() for found in garbage))
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
