@@ -60,6 +60,7 @@ class LimitedConnection(HttpToolsProtocol):
         super().resume_writing()
         if self._writing is not None:
             self._writing.cancel()
+            self._writing = None
 
     def data_received(self, data: bytes) -> None:
         self._moved = False

@@ -184,9 +184,7 @@ class Scorer:
         conversation = sample.conversation if prompt.images else without_images(sample.conversation)
         try:
             for _ in range(ATTEMPTS):
-                if error.tokens is None or error.limit is None:
-                    break
-                cut = await asyncio.to_thread(shorten, self._renderer, conversation, error.tokens, error.limit)
+                cut = await asyncio.to_thread(shorten, self._renderer, conversation, error)
                 if cut is None:
                     break
                 conversation = cut

@@ -113,8 +113,7 @@ class Settings(BaseSettings):
     max_body_bytes_in_flight: int = Field(default=2 * 2**30, ge=1)
     """Of all requests together; more are refused with `overloaded`."""
     body_timeout_s: float = Field(default=60, gt=0)
-    """From a request's headers to the last byte of its body; what an answer left unread has as long from the answer, as
-    has a client to take more of its answer."""
+    """For a body, from the headers on; for what an answer left unread; for a client to take more of an answer."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)
     header_timeout_s: float = Field(default=10, gt=0)
     """From a request's first byte, or the connection's beginning, to the end of its headers."""

@@ -7,19 +7,19 @@ one, and its score a wrong one.
 from dataclasses import replace
 from typing import Final
 
+from beholder.errors import PromptTooLong
 from beholder.prompts import Conversation, PromptRenderer
 
 ATTEMPTS: Final = 4
 """Text that is cut may encode to a few tokens more or fewer than were counted."""
 
 
-def shorten(renderer: PromptRenderer, conversation: Conversation, tokens: int, limit: int) -> Conversation | None:
-    """`conversation`, which takes `tokens` with its response and images, with as many fewer as are above `limit`.
-
-    None where its texts are not as long.
-    """
-    conversation = first_cut(renderer, conversation, limit)
-    excess = tokens - limit
+def shorten(renderer: PromptRenderer, conversation: Conversation, error: PromptTooLong) -> Conversation | None:
+    """`conversation` with as many tokens fewer as `error` says are too many; None when it cannot be."""
+    if error.tokens is None or error.limit is None:
+        return None
+    conversation = first_cut(renderer, conversation, error.limit)
+    excess = error.tokens - error.limit
     while excess > 0:
         turn_index, part_index, text = _longest(conversation)
         if not text:

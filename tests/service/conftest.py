@@ -13,7 +13,7 @@ import pytest
 from beholder.checkpoint import Checkpoint, read_checkpoint
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings, load_settings
-from tests.service.stand_in import StandInEngine, serving
+from tests.service.stand_in import Serve, StandInEngine, serving
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,14 @@ def engine(checkpoint: Checkpoint, renderer: PromptRenderer) -> Iterator[StandIn
 
 
 @pytest.fixture
-async def client(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> AsyncIterator[httpx.AsyncClient]:
+def serve(settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer) -> Serve:
+    return lambda **changes: serving(settings.model_copy(update=changes), engine, checkpoint, renderer)
+
+
+@pytest.fixture
+async def client(serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
     """Of a service with the stand-in engine."""
-    async with serving(settings, engine, checkpoint, renderer) as client:
+    async with serve() as client:
         yield client
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import httpx
 from fastapi import FastAPI
@@ -112,6 +112,10 @@ async def serving(
     async with running(create_app(settings, [Model(settings, engine, checkpoint, renderer)])) as client:
         await until_ready(client)
         yield client
+
+
+Serve = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+"""`serving` the stand-in engine; its keywords are settings that differ."""
 
 
 async def until_ready(client: httpx.AsyncClient, status: int = 200) -> httpx.Response:

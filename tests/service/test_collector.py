@@ -7,10 +7,7 @@ import weakref
 import pytest
 
 from beholder import collector
-from beholder.checkpoint import Checkpoint
-from beholder.prompts import PromptRenderer
-from beholder.settings import Settings
-from tests.service.stand_in import StandInEngine, serving, until
+from tests.service.stand_in import Serve, StandInEngine, until
 
 pytestmark = pytest.mark.anyio
 
@@ -21,16 +18,12 @@ class Cyclic:
 
 
 async def test_it_waits_until_nothing_is_in_flight(
-    settings: Settings,
-    engine: StandInEngine,
-    checkpoint: Checkpoint,
-    renderer: PromptRenderer,
-    monkeypatch: pytest.MonkeyPatch,
+    serve: Serve, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collector, "WORTHWHILE", 1000)
     before = gc.get_threshold()
     try:
-        async with serving(settings, engine, checkpoint, renderer) as client:
+        async with serve() as client:
             assert gc.get_threshold() == collector.THRESHOLDS
             engine.gate.clear()
             request = asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": "r"}))

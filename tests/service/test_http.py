@@ -14,7 +14,7 @@ from beholder.checkpoint import Checkpoint
 from beholder.errors import EngineError, EngineUnavailable, Overloaded, PromptTooLong
 from beholder.prompts import PromptRenderer, single_turn
 from beholder.settings import Settings
-from tests.service.stand_in import StandInEngine, serving, until
+from tests.service.stand_in import Serve, StandInEngine, serving, until
 
 pytestmark = pytest.mark.anyio
 RESPONSES = ["It is red.", "It is blue.", "It is green, I think."]
@@ -136,27 +136,21 @@ async def test_lone_surrogates_are_refused(client: httpx.AsyncClient) -> None:
     assert_problem(response, 422, "invalid-text")
 
 
-async def test_bodies_are_bounded(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
+async def test_bodies_are_bounded(serve: Serve) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(10):
             yield b" " * 100
 
-    small = settings.model_copy(update={"max_body_bytes": 500, "max_image_bytes": 10})
-    async with serving(small, engine, checkpoint, renderer) as client:
+    async with serve(max_body_bytes=500, max_image_bytes=10) as client:
         assert_problem(await client.post("/score", content=b" " * 501), 413, "request-too-large")
         assert_problem(await client.post("/score", content=chunks()), 413, "request-too-large")
         large_image = {"prompt": "p", "response": "r", "images": ["A" * 40]}
         assert_problem(await client.post("/score", json=large_image), 413, "image-too-large")
 
 
-async def test_bodies_in_flight_are_bounded(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
-    small = settings.model_copy(update={"max_body_bytes_in_flight": 1500})
+async def test_bodies_in_flight_are_bounded(serve: Serve, engine: StandInEngine) -> None:
     body = {"prompt": "p", "response": "r" * 1000}
-    async with serving(small, engine, checkpoint, renderer) as client:
+    async with serve(max_body_bytes_in_flight=1500) as client:
         engine.gate.clear()
         first = asyncio.ensure_future(client.post("/score", json=body))
         await until(lambda: engine.active == 1)
@@ -196,15 +190,11 @@ async def test_internal_errors_tell_an_id_and_the_log_the_rest(
 
 
 async def test_requests_wait_for_their_turn(
-    settings: Settings,
-    engine: StandInEngine,
-    checkpoint: Checkpoint,
-    renderer: PromptRenderer,
-    monkeypatch: pytest.MonkeyPatch,
+    serve: Serve, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those beyond the turns are accepted and answered; one that leaves while it waits is never rendered."""
     monkeypatch.setattr(scoring, "TURNS", 2)
-    async with serving(settings, engine, checkpoint, renderer) as client:
+    async with serve() as client:
         engine.gate.clear()
         engine.peak, before = 0, engine.started
         asked = [asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": f"{n}"})) for n in "abcd"]
@@ -219,11 +209,8 @@ async def test_requests_wait_for_their_turn(
         assert (engine.peak, engine.started - before) == (2, 4)
 
 
-async def test_a_request_past_its_deadline_is_cancelled(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
-    hurried = settings.model_copy(update={"request_deadline_s": 0.05})
-    async with serving(hurried, engine, checkpoint, renderer) as client:
+async def test_a_request_past_its_deadline_is_cancelled(serve: Serve, engine: StandInEngine) -> None:
+    async with serve(request_deadline_s=0.05) as client:
         engine.gate.clear()
         response = await client.post("/rank", json={"prompt": "p", "responses": RESPONSES})
         assert_problem(response, 504, "deadline-exceeded")

@@ -14,7 +14,7 @@ from beholder.checkpoint import Checkpoint
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
 from tests.pictures import png
-from tests.service.stand_in import StandInEngine, serving
+from tests.service.stand_in import Serve, StandInEngine, serving
 from tests.service.test_http import assert_problem
 
 pytestmark = pytest.mark.anyio
@@ -89,15 +89,9 @@ async def test_a_form_that_is_none_is_refused(client: httpx.AsyncClient) -> None
         assert_problem(await client.post("/rank", content=b"nonsense", headers=headers), 422, "invalid-request")
 
 
-async def test_the_service_opens_what_its_own_limit_accepts(
-    settings: Settings,
-    engine: StandInEngine,
-    checkpoint: Checkpoint,
-    renderer: PromptRenderer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_the_service_opens_what_its_own_limit_accepts(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
-    async with serving(settings, engine, checkpoint, renderer) as client:
+    async with serve() as client:
         assert (await client.post("/rank", json={**QUESTION, "images": [INLINE]})).status_code == 200
 
 
@@ -123,11 +117,8 @@ async def test_what_is_not_stored(client: httpx.AsyncClient, path: str, content:
     assert_problem(await client.put(f"/images/{path}", content=content), status, code)
 
 
-async def test_a_full_store_sheds(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
-    small = settings.model_copy(update={"image_store_bytes": len(PICTURE) + 1})
-    async with serving(small, engine, checkpoint, renderer) as client:
+async def test_a_full_store_sheds(serve: Serve) -> None:
+    async with serve(image_store_bytes=len(PICTURE) + 1) as client:
         await client.put(f"/images/{NAME}", content=PICTURE)
         other = png(colour=(1, 2, 3))
         response = await client.put(f"/images/{hashlib.sha256(other).hexdigest()}", content=other)
@@ -154,12 +145,9 @@ async def test_too_many_images_are_refused_before_they_are_decoded(client: httpx
     assert_problem(response, 422, "too-many-images")
 
 
-async def test_pixels_in_flight_are_bounded(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
-    small = settings.model_copy(update={"max_decoded_pixels": 64 * 64 * 2})
+async def test_pixels_in_flight_are_bounded(serve: Serve) -> None:
     others = [base64.b64encode(png(colour=(number, 0, 0))).decode() for number in range(3)]
-    async with serving(small, engine, checkpoint, renderer) as client:
+    async with serve(max_decoded_pixels=64 * 64 * 2) as client:
         for _ in range(5):  # nothing stays counted
             answer = await client.post("/rank", json={**QUESTION, "images": others[:2]})
             assert answer.status_code == 200

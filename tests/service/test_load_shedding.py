@@ -14,7 +14,7 @@ from beholder.checkpoint import Checkpoint
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
 from tests.service.serving import served
-from tests.service.stand_in import StandInEngine, serving, until
+from tests.service.stand_in import Serve, StandInEngine, until
 from tests.service.test_http import assert_problem
 
 pytestmark = pytest.mark.anyio
@@ -32,11 +32,8 @@ async def slowly(body: bytes, sent: asyncio.Event) -> AsyncIterator[bytes]:
     yield body[5:]
 
 
-async def test_more_than_may_be_in_flight_is_refused(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
-    small = settings.model_copy(update={"max_in_flight": 3})
-    async with serving(small, engine, checkpoint, renderer) as client:
+async def test_more_than_may_be_in_flight_is_refused(serve: Serve, engine: StandInEngine) -> None:
+    async with serve(max_in_flight=3) as client:
         engine.gate.clear()
         first = asyncio.ensure_future(client.post("/rank", json={"prompt": "p", "responses": ["a", "b"]}))
         await until(lambda: engine.active == 2)
@@ -48,17 +45,14 @@ async def test_more_than_may_be_in_flight_is_refused(
         assert "split it" in assert_problem(await client.post("/rank", json=too_many), 422, "invalid-request")["detail"]
 
 
-async def test_a_full_service_refuses_before_it_reads_the_body(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
+async def test_a_full_service_refuses_before_it_reads_the_body(serve: Serve, engine: StandInEngine) -> None:
     read: list[bytes] = []
 
     async def body() -> AsyncIterator[bytes]:
         read.append(b"{")
         yield read[0]
 
-    full = settings.model_copy(update={"max_in_flight": 2})
-    async with serving(full, engine, checkpoint, renderer) as client:
+    async with serve(max_in_flight=2) as client:
         engine.gate.clear()
         first = asyncio.ensure_future(client.post("/rank", json={"prompt": "p", "responses": ["a", "b"]}))
         await until(lambda: engine.active == 2)
@@ -71,13 +65,10 @@ async def test_a_full_service_refuses_before_it_reads_the_body(
         assert read
 
 
-async def test_requests_hold_a_place_while_they_are_read(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
+async def test_requests_hold_a_place_while_they_are_read(serve: Serve) -> None:
     """So that of many that come at once those beyond the places are refused before the work of reading them."""
     sent, body = asyncio.Event(), json.dumps({"prompt": "p", "response": "r"}).encode()
-    two = settings.model_copy(update={"max_in_flight": 2})
-    async with serving(two, engine, checkpoint, renderer) as client:
+    async with serve(max_in_flight=2) as client:
         reading = [asyncio.ensure_future(client.post("/score", content=slowly(body, sent))) for _ in range(2)]
         await held(client, 2)
         assert_problem(await client.post("/score", content=body), 503, "overloaded")
@@ -88,17 +79,10 @@ async def test_requests_hold_a_place_while_they_are_read(
         assert "beholder_samples_in_flight 0.0" in (await client.get("/metrics")).text
 
 
-async def test_slow_senders_hold_no_place(
-    settings: Settings,
-    engine: StandInEngine,
-    checkpoint: Checkpoint,
-    renderer: PromptRenderer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_slow_senders_hold_no_place(serve: Serve, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "READING_S", 0.2)
     sent, body = asyncio.Event(), json.dumps({"prompt": "p", "response": "r"}).encode()
-    two = settings.model_copy(update={"max_in_flight": 2})
-    async with serving(two, engine, checkpoint, renderer) as client:
+    async with serve(max_in_flight=2) as client:
         slow = [asyncio.ensure_future(client.post("/score", content=slowly(body, sent))) for _ in range(2)]
         await held(client, 2)
         await held(client, 0)
@@ -120,10 +104,9 @@ async def test_a_path_that_the_router_takes_is_shed_too(client: httpx.AsyncClien
 
 
 async def test_what_is_refused_at_the_door_is_counted_under_its_route(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+    serve: Serve, engine: StandInEngine, checkpoint: Checkpoint
 ) -> None:
-    full = settings.model_copy(update={"max_in_flight": 1, "shed_status": 429})
-    async with serving(full, engine, checkpoint, renderer) as client:
+    async with serve(max_in_flight=1, shed_status=429) as client:
         engine.gate.clear()
         first = asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": "r"}))
         await until(lambda: engine.active == 1)

@@ -9,11 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beholder.checkpoint import Checkpoint
 from beholder.metrics import Metrics
-from beholder.prompts import PromptRenderer
 from beholder.rewards import normalize
-from beholder.settings import Settings
 from tests.pictures import png
-from tests.service.stand_in import StandInEngine, serving
+from tests.service.stand_in import Serve, StandInEngine
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
@@ -30,10 +28,10 @@ def values(text: str) -> dict[tuple[str, str], float]:
 
 @pytest.mark.anyio
 async def test_a_request_moves_every_metric_of_its_way(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+    serve: Serve, engine: StandInEngine, checkpoint: Checkpoint
 ) -> None:
     image, responses = base64.b64encode(png()).decode(), ["short", "rather a long one"]
-    async with serving(settings, engine, checkpoint, renderer) as client:
+    async with serve() as client:
         before = values((await client.get("/metrics")).text)
         body = {"prompt": "p", "images": [image], "responses": responses}
         answer = (await client.post("/rank", json=body)).json()
@@ -62,10 +60,8 @@ async def test_a_request_moves_every_metric_of_its_way(
 
 
 @pytest.mark.anyio
-async def test_the_oldest_sample_ages_until_it_is_answered(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
-    async with serving(settings, engine, checkpoint, renderer) as client:
+async def test_the_oldest_sample_ages_until_it_is_answered(serve: Serve, engine: StandInEngine) -> None:
+    async with serve() as client:
         engine.gate.clear()
         asked = asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": "r"}))
         await asyncio.sleep(0.2)

@@ -9,14 +9,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from beholder.checkpoint import Checkpoint
 from beholder.engine.caching import ENTRY_BYTES, CachingEngine
 from beholder.errors import EngineError, InvalidRequest
 from beholder.images import load_image
 from beholder.metrics import Metrics
 from beholder.prompts import Prompt, PromptRenderer, single_turn
-from beholder.settings import Settings
-from tests.service.stand_in import StandInEngine, serving, until
+from tests.service.stand_in import Serve, StandInEngine, until
 
 pytestmark = pytest.mark.anyio
 
@@ -133,16 +131,13 @@ async def test_the_oldest_scores_give_way(
     assert (await caching.score(prompt_for(renderer, "number 10"))).from_cache
 
 
-async def test_over_http_a_retried_rollout_gets_the_identical_score(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
+async def test_over_http_a_retried_rollout_gets_the_identical_score(serve: Serve, engine: StandInEngine) -> None:
     body = {
         "prompt": "Which one?",
         "images": [base64.b64encode(picture(7)).decode()],
         "responses": ["a", "b", "a"],
     }
-    remembering = settings.model_copy(update={"score_cache_bytes": 2**20})
-    async with serving(remembering, engine, checkpoint, renderer) as client:
+    async with serve(score_cache_bytes=2**20) as client:
         before = engine.started
         first, again = [(await client.post("/rank", json=body)).json() for _ in range(2)]
         assert engine.started - before == 2
@@ -153,11 +148,10 @@ async def test_over_http_a_retried_rollout_gets_the_identical_score(
 
 
 async def test_over_http_samples_that_share_an_error_have_places_of_their_own(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+    serve: Serve, engine: StandInEngine
 ) -> None:
     """The engine refuses two equal responses in one computation, and another client's joins it."""
-    remembering = settings.model_copy(update={"score_cache_bytes": 2**20})
-    async with serving(remembering, engine, checkpoint, renderer) as client:
+    async with serve(score_cache_bytes=2**20) as client:
         engine.score_error = InvalidRequest("refused")
         engine.gate.clear()
         rank = {"prompt": "Which one?", "responses": ["a", "b", "b"]}

@@ -55,8 +55,8 @@ class TransformersEngine:
         self._model: Any = None
         self._encoder: PromptEncoder | None = None
         self._accelerator_failed = False
-        # One call at a time: the encoder's cache bears no more.
         self._pictures = QueuedPictures()
+        # One call at a time: the encoder's cache bears no more.
         self._encoding: Coalescer[Sequence[Prompt], list[_Sample | Exception]] = Coalescer(
             self._encode, _ENCODED_TOGETHER, "encode", self._pictures.room
         )

@@ -99,9 +99,10 @@ def packed_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     rows, _, length, _ = query.shape
     options.pop("is_causal", None)
-    queries, keys, values = (_Parts(states, layout) for states in (query, key, value))
+    keys, values = _Parts(key, layout), _Parts(value, layout)
     if getattr(module, ONLY_LAST, False):
         return _at_last_tokens(module, query, keys, values, layout, **options), None
+    queries = _Parts(query, layout)
     prefix_result, _ = sdpa_attention_forward(
         module, queries.prefix, keys.prefix, values.prefix, None, is_causal=True, **options
     )
