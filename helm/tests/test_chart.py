@@ -324,6 +324,32 @@ def test_keda_needs_an_address() -> None:
         render({**PVC, "autoscaling": {"kind": "keda"}})
 
 
+@pytest.mark.parametrize(
+    ("autoscaling", "named"),
+    [
+        ({"kind": "hpa", "minReplicas": 0}, "minReplicas"),
+        ({"kind": "keda", "minReplicas": 0, "keda": {"serverAddress": "http://p"}}, "keda.query"),
+        ({"kind": "hpa", "minReplicas": 9, "maxReplicas": 2}, "above maxReplicas"),
+    ],
+)
+def test_scaling_that_could_not_come_back_is_refused(autoscaling: dict[str, Any], named: str) -> None:
+    with pytest.raises(HelmError, match=named):
+        render({**PVC, "autoscaling": autoscaling})
+
+
+def test_to_zero_with_a_query_of_ones_own() -> None:
+    keda = {"serverAddress": "http://p", "query": "sum(trainers)"}
+    values = {**PVC, "autoscaling": {"kind": "keda", "minReplicas": 0, "keda": keda}}
+    assert render(values)["ScaledObject"]["spec"]["minReplicaCount"] == 0
+
+
+def test_recreate_has_no_rolling_update() -> None:
+    """Kubernetes refuses the two together, and Helm merges a strategy with the default one."""
+    assert render({**PVC, "strategy": {"type": "Recreate"}})["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
+    rolling = render({**PVC, "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}})
+    assert rolling["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
 def test_the_package_has_schema_alerts_and_dashboard(tmp_path: Path) -> None:
     archive = helm_python.package(CHART, destination=tmp_path)
     with tarfile.open(archive) as tar:

@@ -15,8 +15,30 @@ SERVICES = sorted(COMPOSE["services"])
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_what_is_mounted_exists(name: str) -> None:
-    sources = [volume.split(":")[0] for volume in COMPOSE["services"][name]["volumes"] if volume.startswith("./")]
-    assert [source for source in sources if not (ROOT / source).exists()] == []
+    assert [source for source in _bound(name) if not (ROOT / source).exists()] == []
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_name_is_of_a_volume_that_is_declared(name: str) -> None:
+    """Compose takes a short mount for a path only where it begins with a dot, slash or tilde."""
+    names = [source for source in _short(name) if not source.startswith((".", "/", "~"))]
+    assert set(names) <= set(COMPOSE["volumes"])
+
+
+def test_the_checkpoint_is_a_folder_whatever_its_path_begins_with() -> None:
+    (mount,) = COMPOSE["services"]["beholder"]["volumes"]
+    assert mount["type"] == "bind"
+    assert mount["source"].startswith("${CHECKPOINT:?")
+    assert mount["read_only"]
+
+
+def _short(name: str) -> list[str]:
+    """What stands before the colon of the mounts in the short form."""
+    return [volume.split(":")[0] for volume in COMPOSE["services"][name]["volumes"] if isinstance(volume, str)]
+
+
+def _bound(name: str) -> list[str]:
+    return [source for source in _short(name) if source.startswith("./")]
 
 
 @pytest.mark.parametrize("name", SERVICES)
