@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a checkpoint over HTTP", epilog=SERVE_NOTES, **form)
-    serve.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", nargs="?", default=argparse.SUPPRESS)
+    serve.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", nargs="?", help="its folder; a setting too")
     serve.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     _add_settings(serve)
     serve.set_defaults(run=_serve)
@@ -123,7 +123,8 @@ def _serve(options: argparse.Namespace) -> int:
     from beholder.server import serve
     from beholder.settings import Settings, load_settings
 
-    flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    flags = {name: value for name, value in given.items() if name in Settings.model_fields}
     if "engine_args" in flags:
         flags["engine_args"] = parse_map(flags["engine_args"])
     if options.model:

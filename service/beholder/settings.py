@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from beholder.checkpoint import Dtype
@@ -135,7 +136,7 @@ class Settings(BaseSettings):
     @property
     def names(self) -> tuple[str, ...]:
         """What `model` may be in a request for the first model."""
-        return self.model_names or (self.checkpoint.resolve().name, str(self.checkpoint))
+        return self.model_names or tuple(dict.fromkeys((self.checkpoint.resolve().name, str(self.checkpoint))))
 
     def each(self) -> "tuple[Settings, ...]":
         """Settings of one model each, with its own in place of the service's; the first is that of `checkpoint`."""
@@ -212,11 +213,19 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
     try:
         return Sourced(**flags)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ConfigurationError(f"settings: {problems}") from None
+        raise ConfigurationError(f"settings: {'; '.join(map(_problem, error.errors()))}") from None
     except ValueError as error:
         # pydantic-settings wraps a BEHOLDER_ENGINE_ARGS that is not JSON in an error of its own.
         raise ConfigurationError(f"settings: {error}: {error.__cause__}") from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    """What pydantic found, in a line: its place, where it is of one setting, and what is wrong there."""
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 def _read_config(path: Path) -> dict[str, Any]:

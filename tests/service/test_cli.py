@@ -38,7 +38,7 @@ def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str
         (["serve", "x", "--engine-args", "{"], "--engine-args: "),
         (["serve", "x", "--engine-args", "{runner: generate}"], "runner cannot be set"),
         (["serve", "x", "--model", "no/name"], "--model no/name: write NAME=CHECKPOINT"),
-        (["serve", "x", "--model", "x=y"], "x names the first model already"),
+        (["serve", "x", "--model", "x=y"], "settings: models: x names the first model already"),
         (["serve", "x", "--config", "no/such.yaml"], "no/such.yaml"),
         (["score", "p", "--response", "a", "--response", "b", "--url", "http://x"], "score takes one --response"),
         (["rank", "p", "--image", "no/such.png", "--response", "a", "--url", "http://x"], "image no/such.png: No such"),
@@ -54,6 +54,23 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
     assert message in error
     assert error.count("\n") == 1
     assert out == ""
+
+
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+def test_serve_takes_the_checkpoint_from_any_source(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.yaml").write_text("checkpoint: of/file\n" if source == "file" else "port: 0\n")
+    if source == "variable":
+        monkeypatch.setenv("BEHOLDER_CHECKPOINT", "of/variable")
+    given = ["of/flag"] if source == "flag" else []
+    assert main(["serve", *given, "--config", str(tmp_path / "settings.yaml")]) == 1
+    assert f"of/{source} is not a folder" in capsys.readouterr().err
+
+
+def test_serve_without_a_checkpoint_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err == "beholder: error: settings: checkpoint is missing\n"
 
 
 def test_verify_compares_hashes(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def test_engine_args_that_decide_a_score_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({}, "checkpoint: Field required"),
+        ({}, "checkpoint is missing"),
         ({"checkpoint": "x", "port": "many"}, "port: .*integer"),
         ({"checkpoint": "x", "port": "70000"}, "port: .*less than or equal to 65535"),
         ({"checkpoint": "x", "engine": "tgi"}, "engine: .*'auto', 'vllm'"),
@@ -91,7 +91,7 @@ def test_one_model_takes_all_memory() -> None:
         ({"memory_share": 1, "models": {"b": {"checkpoint": "b"}}}, "add up to 1 .x 1.0, b none.: lower them"),
         ({"memory_share": 0}, "memory_share: .*greater than 0"),
         ({"models": {"x": {"checkpoint": "b"}}}, "models: x names the first model already"),
-        ({"models": {"b": {}}}, "models.b.checkpoint: Field required"),
+        ({"models": {"b": {}}}, "models.b.checkpoint is missing"),
         ({"models": {"b": {"checkpoint": "b", "engine_args": {"runner": 1}}}}, "models.b.engine_args: runner cannot"),
         (
             {"models": {"b": {"checkpoint": "b", "engine_args": {"gpu_memory_utilization": 0.5}}}},
