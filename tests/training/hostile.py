@@ -44,6 +44,7 @@ BAD: list[tuple[str, Any]] = [
     ("invalid-text", {**PAIR, "chosen": "lone \ud800 surrogate"}),
     ("bad-image-field", {**PAIR, "img_path": 3}),
     ("bad-image-field", {**PAIR, "img_path": ["good.png", None]}),
+    ("unknown-image-field", {**{key: PAIR[key] for key in ("prompt", "chosen", "rejected")}, "image_file": "good.png"}),
     ("missing-image", {**PAIR, "img_path": "none.png"}),
     ("unreadable-image", {**PAIR, "img_path": "text.png"}),
     ("unreadable-image", {**PAIR, "img_path": "cut.png"}),

@@ -49,7 +49,7 @@ def test_whatever_a_processor_raises_is_the_records_problem(hostile: Path) -> No
 
 def test_a_good_set_passes(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-data", str(world / "length" / "train.jsonl")]) == 0
-    assert "64 records read, 64 usable with 192 pairs; no problems" in capsys.readouterr().out
+    assert "64 records read, 64 usable (64 with images) with 192 pairs; no problems" in capsys.readouterr().out
 
 
 def test_check_data_lists_by_line_and_fails(hostile: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,8 +111,23 @@ def test_held_out_records_are_examined_by_the_same_rule(
     assert f"error: {held_out}:1: duplicate-response" in capsys.readouterr().err.strip().splitlines()[-1]
     assert main([*arguments, *settings, "bad_records=skip"]) == 0
     printed = capsys.readouterr()
-    assert f"{held_out}: 6 records read, 4 usable with 4 pairs; problems: 2 duplicate-response" in printed.err
+    assert (
+        f"{held_out}: 6 records read, 4 usable (4 with images) with 4 pairs; problems: 2 duplicate-response"
+        in printed.err
+    )
     assert "over 4 pairs" in printed.out
+
+
+def test_data_without_any_image_are_refused_unless_text_alone_is_asked_for(
+    world: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "texts.jsonl"
+    data.write_text(json.dumps({key: PAIR[key] for key in ("prompt", "chosen", "rejected")}) + "\n")
+    files = ["--train", str(data), "--validation", str(data), "--base", str(tiny_base)]
+    arguments = ["train", *files, "--output", str(tmp_path / "rm"), "--steps", "1", "--algorithm", "standard"]
+    assert main(arguments) == 1
+    assert f"{data}: no record has an image; set text_only=true" in capsys.readouterr().err
+    assert main([*arguments, "--set", "text_only=true"]) == 0
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ class Checked:
     def __str__(self) -> str:
         pairs = sum(len(record.pairs()) for record in self.records)
         found = f"; problems: {counts(self.problems)}" if self.problems else "; no problems"
-        return f"{self.read} records read, {len(self.records)} usable with {pairs} pairs{found}"
+        with_images = sum(bool(record.images) for record in self.records)
+        usable = f"{len(self.records)} usable ({with_images} with images) with {pairs} pairs"
+        return f"{self.read} records read, {usable}{found}"
 
     def require_good(self) -> None:
         """Raises DataError that names the first problem and counts the others, when there is any."""

@@ -126,7 +126,8 @@ def make_branches(config: TrainingConfig) -> tuple[Branch, Branch | None]:
 def training_records(config: TrainingConfig, main: Branch, proxy: Branch | None) -> list[Record]:
     """Every record that both branches can read, each file's as often as its weight says; prints what was left out.
 
-    Raises DataError for bad records, unless they are to be skipped, and when no record is usable.
+    Raises DataError for bad records, unless they are to be skipped, when no record is usable, and when none has an
+    image though images are to be seen.
     """
     records: list[Record] = []
     weights = config.train_weights or [1.0] * len(config.train)
@@ -136,6 +137,10 @@ def training_records(config: TrainingConfig, main: Branch, proxy: Branch | None)
     for number, (file, weight) in enumerate(zip(config.train, weights, strict=True)):
         checked = check(config, [file], examine)
         records += repeat_by_weight(checked.records, weight, config.seed + number)
+    if records and main.sees_images and not any(record.images for record in records):
+        raise DataError(
+            f"{', '.join(map(str, config.train))}: no record has an image; set text_only=true to train on text alone"
+        )
     return _some(records, config.train)
 
 

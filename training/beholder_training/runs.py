@@ -215,7 +215,10 @@ def _prepare(branch: Branch, config: TrainingConfig) -> None:
     if config.lora_rank:
         add_adapters(branch.model, config.lora_rank, config.lora_alpha, config.lora_dropout)
     if config.gradient_checkpointing:
-        branch.model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone = branch.model.backbone
+        name = "activation_checkpointing_enable"  # before transformers 5.24 it had the other name alone
+        enable = getattr(backbone, name if hasattr(backbone, name) else "gradient_checkpointing_enable")
+        enable({"use_reentrant": False})
 
 
 def _trainer(

@@ -15,6 +15,7 @@ Pure functions; what is wrong is raised as BadRecord.
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ from beholder.records.problems import BadRecord
 
 IMAGE_MARK = "<image>"  # how LLaVA-style prompts write the place of an image
 _IMAGE_KEYS = ("images", "img_path", "image", "image_path")
+_LIKE_AN_IMAGE_KEY = re.compile(
+    r"(img|image|picture|photo)s?([_-]?(path|file|filename|name|url|byte)s?)?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,15 @@ def _response(raw: dict[str, Any], key: str, where: str) -> str:
 
 
 def _images(raw: dict[str, Any], where: str) -> tuple[str | bytes, ...]:
-    """Embedded bytes win over a path beside them, which names a file of whoever made the data."""
+    """Embedded bytes win over a path beside them, which names a file of whoever made the data.
+
+    A key that only looks like an image's is refused: the record would be scored without its picture.
+    """
     found = [_references(raw[key], key, where) for key in _IMAGE_KEYS if raw.get(key)]
+    unknown = [key for key in raw if raw[key] and key not in _IMAGE_KEYS and _LIKE_AN_IMAGE_KEY.fullmatch(key)]
+    if unknown and not found:
+        known = ", ".join(_IMAGE_KEYS)
+        raise BadRecord(where, "unknown-image-field", f"{unknown[0]!r} is not read: an image stands under {known}")
     embedded = (images for images in found if images and all(isinstance(image, bytes) for image in images))
     return next(embedded, found[0] if found else ())
 

@@ -25,6 +25,7 @@ KINDS = {
     "ties-only": "no two responses of different quality",
     "invalid-text": "text that is not valid Unicode",
     "bad-image-field": "images that are neither paths nor bytes",
+    "unknown-image-field": "an image under a name that is not known",
     "missing-image": "an image file that does not exist",
     "unreadable-image": "an image that cannot be decoded",
     "too-large-image": "an image above the limits",
