@@ -49,7 +49,7 @@ def _add_score_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--in-flight", type=_count, default=256, metavar="N",
                         help="responses at a time, for each engine (default: 256)")  # fmt: skip
     parser.add_argument("--engines", type=_count, default=1, metavar="N",
-                        help="for a small model: engines here, each in a process of its own (default: 1)")  # fmt: skip
+                        help="for a small model: transformers engines, each a process (default: 1)")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="score anew, whatever was scored or written before")
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
                         help="score on a Ray cluster, an engine a GPU (no address: this machine's)")  # fmt: skip
@@ -123,6 +123,8 @@ def _backend(options: argparse.Namespace) -> "Backend":
             raise ConfigurationError("--ray loads the checkpoint on the cluster: give --checkpoint, not --url")
         return ServiceBackend(options.url, _api_key(options.api_key_file), options.model)
     settings = _settings(options)
+    if options.engines > 1 and settings.engine == "auto":
+        settings = settings.model_copy(update={"engine": "transformers"})
     if settings.chosen_engine == "fake":
         print("beholder: the fake engine's scores mean nothing", file=sys.stderr)
     if options.ray is None:

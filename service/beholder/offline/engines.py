@@ -54,7 +54,7 @@ class EnginesBackend(EngineBackend):
     def __init__(self, settings: Settings, engines: int) -> None:
         super().__init__(settings)
         if settings.chosen_engine == "vllm":
-            raise ConfigurationError("vLLM uses the whole machine: --engines is for the transformers engine")
+            raise ConfigurationError("vLLM uses the whole machine: give --engines with --engine transformers")
         self._engines = engines
 
     def run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
