@@ -1,6 +1,7 @@
 """The clients, over a stand-in engine behind a real server and over a transport that answers what a test says."""
 
 import asyncio
+import gc
 import multiprocessing
 import subprocess
 import sys
@@ -74,6 +75,22 @@ def test_one_asynchronous_client_serves_several_loops(url: str) -> None:
             return (await client.score("p", [], "r")).score
 
     assert asyncio.run(score()) == asyncio.run(score())
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # nobody closes the connections before their loop ends
+def test_what_belonged_to_an_ended_loop_is_dropped(url: str) -> None:
+    client = AsyncRewardClient(url)
+    for _ in range(5):
+        asyncio.run(client.score("p", [], "r"))
+    assert len(client._loops) <= 1
+    client._loops.clear()
+    gc.collect()
+
+
+def test_many_are_read_in_the_callers_thread(url: str) -> None:
+    with RewardClient(url, deadline_s=5) as client:
+        samples: Iterator[Any] = (("p", [], f"r{client.score('p', [], 'r').score}") for _ in range(3))
+        assert len(client.score_many(samples)) == 3
 
 
 def test_many_come_back_in_order(url: str, golden_image: Path) -> None:
@@ -175,6 +192,34 @@ def test_the_first_fingerprint_can_be_pinned() -> None:
             client.score("p", [], "r")
 
 
+def test_what_is_no_answer_pins_nothing() -> None:
+    usage = {"prompt_tokens": 1, "cached_tokens": 0}
+    good = {"scores": [1.0], "fingerprint": "a" * 64, "usage": usage}
+    answers = iter([{"hello": "from a proxy"}, good])
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=next(answers)))
+    with RewardClient("http://t", fingerprint="first", transport=transport) as client:
+        with pytest.raises(EngineError):
+            client.score("p", [], "r")
+        assert client.score("p", [], "r").fingerprint == "a" * 64
+
+
+@pytest.mark.parametrize(("prompt", "images"), [(None, []), (7, []), ("p", None)])
+def test_what_is_no_prompt_and_no_list_is_refused(prompt: Any, images: Any) -> None:
+    with RewardClient("http://unused") as client, pytest.raises(InvalidRequest):
+        client.score(prompt, images, "r")
+
+
+def test_truncation_is_told() -> None:
+    body = {"fingerprint": "f", "usage": {"prompt_tokens": 1, "cached_tokens": 0}}
+    one = {**body, "scores": [1.0], "truncated": [True]}
+    two = {**body, "scores": [1.0, 2.0], "truncated": [True, False], "ranks": [1, 0], "order": [1, 0], "best": 1}
+    answers = iter([one, two])
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=next(answers)))
+    with RewardClient("http://t", transport=transport) as client:
+        assert client.score("p", [], "r").truncated is True
+        assert client.rank("p", [], ["r", "s"]).truncated == [True, False]
+
+
 def test_a_missing_file_is_named_before_anything_is_sent() -> None:
     with RewardClient("http://unused") as client, pytest.raises(ImageNotFound, match=r"no/such\.png"):
         client.score("p", [Path("no/such.png")], "r")
@@ -254,6 +299,18 @@ def test_no_thread_is_left_behind(url: str) -> None:
 def client_threads() -> set[threading.Thread]:
     """Other tests' clients may live on."""
     return {thread for thread in threading.enumerate() if thread.name == "beholder-client"}
+
+
+def test_a_client_that_is_dropped_unclosed_takes_its_thread_along(url: str) -> None:
+    before = set(threading.enumerate())
+    client = RewardClient(url)
+    client.score("p", [], "r")
+    del client
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left
 
 
 def test_closing_ends_the_calls_of_other_threads(url: str, engine: StandInEngine) -> None:

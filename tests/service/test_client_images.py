@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from beholder.client import AsyncRewardClient, RewardClient, encode_image
-from beholder.errors import ImageError
+from beholder.errors import EngineError, ImageError, ImageNotFound
 from beholder.images import _to_rgb, load_image
 from tests.pictures import encode, png
 
@@ -147,6 +148,13 @@ def test_what_would_have_to_be_guessed_is_refused(image: Any) -> None:
         encode_image(image)
 
 
+@pytest.mark.parametrize("path", ["a\0.png", f"data:image/png;base64,{'A' * 100_000}"])
+def test_what_is_no_path_is_shown_short(path: str) -> None:
+    with pytest.raises(ImageNotFound) as caught:
+        encode_image(path)
+    assert len(str(caught.value)) < 200
+
+
 class Store:
     """A service that keeps images, forgets them when told to, and counts what is sent."""
 
@@ -154,7 +162,7 @@ class Store:
         self.stored: set[str] = set()
         self.requests: Counter[str] = Counter()
         self.forgets = False
-        self.full = False
+        self.full = 0
         self.inline: list[str] = []
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -165,7 +173,7 @@ class Store:
         name = request.url.path.rpartition("/")[2]
         if request.method == "PUT":
             if self.full:
-                return problem(503, "image-store-full")
+                return problem(self.full, "image-store-full")
             self.stored |= set() if self.forgets else {name}
             return httpx.Response(201, json={"sha256": name, "expires_in_s": 100.0})
         images = json.loads(request.content)["images"]
@@ -180,6 +188,28 @@ def problem(status: int, code: str) -> httpx.Response:
     return httpx.Response(status, json={"code": code, "detail": code})
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_picture_that_samples_share_is_decoded_for_one_at_a_time(kind: str) -> None:
+    """Pillow reads a file at the picture's first use; two threads in it get half of the pixels, or an error."""
+    data = encode(Image.fromarray(noise(3)).resize((700, 500)), kind)
+    expected = encode_image(Image.open(io.BytesIO(data))).sha256
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(25):
+            picture = Image.open(io.BytesIO(data))
+            encoded = list(pool.map(lambda _, shared=picture: encode_image(shared).sha256, range(8)))
+            assert set(encoded) == {expected}
+
+
+def test_a_broken_picture_is_an_image_error_of_its_sample() -> None:
+    store, whole = Store(), png()
+    with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
+        broken = Image.open(io.BytesIO(encode(Image.fromarray(noise(3)).resize((300, 300)), "PNG")[:5000]))
+        failed, scored = client.try_score_many([("p", [broken], "r"), ("p", [whole], "r")])
+    assert isinstance(failed, ImageError)
+    assert "cannot be decoded" in str(failed)
+    assert not isinstance(scored, Exception)
+
+
 @pytest.mark.anyio
 async def test_an_image_is_sent_once_however_many_ask_at_a_time() -> None:
     store = Store()
@@ -187,6 +217,12 @@ async def test_an_image_is_sent_once_however_many_ask_at_a_time() -> None:
         await client.score_many([("p", [png(), png(colour=(1, 2, 3))], f"r{number}") for number in range(16)])
     assert store.requests == {"PUT": 2, "POST": 16}
     assert not store.inline
+
+
+def test_a_receipt_that_is_none_is_an_error() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(201, json={"ok": True}))
+    with RewardClient("http://t", transport=transport) as client, pytest.raises(EngineError, match="how long"):
+        client.score("p", [png()], "r")
 
 
 def test_an_unknown_image_is_sent_again() -> None:
@@ -207,9 +243,10 @@ def test_where_no_reference_holds_the_image_goes_with_the_request() -> None:
     assert len(store.inline) == 1
 
 
-def test_with_a_full_store_the_image_goes_with_the_request() -> None:
+@pytest.mark.parametrize("status", [503, 429])
+def test_with_a_full_store_the_image_goes_with_the_request(status: int) -> None:
     store = Store()
-    store.full = True
+    store.full = status
     with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
         assert client.score("p", [png()], "r").score == 1.0
     assert len(store.inline) == 1

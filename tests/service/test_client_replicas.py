@@ -9,7 +9,7 @@ from beholder.client import RewardClient
 from beholder.client.answers import Failed
 from beholder.client.attempts import FIRST_WAIT_S, LONGEST_WAIT_S, Attempts, wait_s
 from beholder.client.replicas import open_replicas, rendezvous
-from beholder.errors import EngineUnavailable, Overloaded, Unauthorized
+from beholder.errors import EngineError, EngineUnavailable, Overloaded, Unauthorized
 from tests.pictures import png
 
 URLS = ["http://one", "http://two", "http://three"]
@@ -40,7 +40,7 @@ def test_another_replica_is_asked_at_once_and_the_same_one_after_a_wait() -> Non
     attempts = Attempts(order, retries=1)
     waits = []
     for _ in range(6):
-        attempts.next().mark_down()
+        attempts.next().mark_down("gone")
         waits.append(attempts.wait_s(Failed(EngineUnavailable("gone"), gone=True)))
     assert waits[:2] == waits[3:5] == [0.0, 0.0]
     assert waits[2] is not None
@@ -50,10 +50,10 @@ def test_another_replica_is_asked_at_once_and_the_same_one_after_a_wait() -> Non
 
 def test_a_replica_that_is_down_is_passed_over_until_all_are() -> None:
     one, two, three = open_replicas(URLS)
-    one.mark_down()
+    one.mark_down("gone")
     assert Attempts([one, two, three], 0).next() is two
-    two.mark_down()
-    three.mark_down()
+    two.mark_down("gone")
+    three.mark_down("gone")
     assert Attempts([one, two, three], 0).next() is one
 
 
@@ -67,7 +67,8 @@ def test_waits_double_up_to_a_bound_and_never_undercut_retry_after() -> None:
 class Service:
     """Replicas that answer with a status each, and what they were asked."""
 
-    def __init__(self, **statuses: int) -> None:
+    def __init__(self, code: object = None, **statuses: int) -> None:
+        self.code = code
         self.statuses = statuses
         self.asked: list[tuple[str, str]] = []
 
@@ -78,7 +79,7 @@ class Service:
         if status == 0:
             raise httpx.ConnectError("refused", request=request)
         if status != 200:
-            code = {401: "unauthorized", 503: "overloaded", 429: "overloaded"}.get(status)
+            code = {401: "unauthorized", 503: "overloaded"}.get(status, self.code)
             return httpx.Response(status, json={"code": code, "detail": "x"}, headers={"Retry-After": "0"})
         if request.method == "PUT":
             return httpx.Response(201, json={"expires_in_s": 100})
@@ -119,12 +120,51 @@ def test_an_overloaded_replica_is_not_taken_for_dead() -> None:
     assert service.posts()["one"] > 1
 
 
-@pytest.mark.parametrize(("status", "error"), [(401, Unauthorized), (429, Overloaded)])
-def test_a_4xx_is_never_tried_again(status: int, error: type[Exception]) -> None:
+@pytest.mark.parametrize(("status", "error"), [(401, Unauthorized), (429, EngineError)])
+def test_a_4xx_is_not_tried_again(status: int, error: type[Exception]) -> None:
     service = Service(one=status, two=status, three=status)
     with client_of(service, retries=5) as client, pytest.raises(error):
         client.score("p", [], "r")
     assert len(service.asked) == 1
+
+
+def test_a_full_service_that_is_set_to_say_429_is_asked_again() -> None:
+    service = Service("overloaded", one=429, two=429, three=429)
+    with client_of(service, retries=1) as client, pytest.raises(Overloaded, match="after 6 attempts"):
+        client.score("p", [], "r")
+
+
+@pytest.mark.parametrize("code", [None, 502, "bad-gateway", ["list"]])
+def test_a_gateways_error_is_a_replicas_that_is_gone_whatever_its_code(code: object) -> None:
+    service = Service(code, one=502, two=504)
+    with client_of(service) as client:
+        for number in range(10):
+            client.score(f"prompt {number}", [], "r")
+    assert service.posts()["three"] == 10
+    assert service.posts()["one"] == service.posts()["two"] == 1
+
+
+def test_retry_after_is_kept_for_the_replica_that_said_it() -> None:
+    one, two = open_replicas(URLS[:2])
+    attempts = Attempts([one, two], retries=None)
+    assert attempts.next() is one
+    assert attempts.wait_s(Failed(EngineUnavailable("starting"), retry_after_s=5)) == 0
+    assert attempts.next() is two
+    wait = attempts.wait_s(Failed(EngineUnavailable("starting"), retry_after_s=0))
+    assert wait is not None
+    assert 4.9 <= wait <= 5 + FIRST_WAIT_S
+
+
+def test_the_log_says_once_that_a_replica_is_down_and_once_that_it_answers(caplog: pytest.LogCaptureFixture) -> None:
+    service = Service(one=0, two=0, three=0)
+    with client_of(service, retries=2) as client:
+        with pytest.raises(EngineUnavailable):
+            client.score("p", [], "r")
+        service.statuses.clear()
+        client.score("p", [], "r")
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("beholder.client")]
+    assert sum("is down: " in line for line in said) == 3
+    assert sum("answers again" in line for line in said) == 1
 
 
 def test_when_all_stay_dead_the_last_error_is_raised_with_the_number_of_attempts() -> None:

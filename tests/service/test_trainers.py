@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -254,6 +255,57 @@ def test_openrlhf_has_no_place_for_a_sample_without_a_reward(service: Recorder) 
 def test_openrlhf_a_query_that_does_not_begin_with_its_prompt_raises(service: Recorder) -> None:
     with pytest.raises(DataError, match="begin"):
         openrlhf.reward_func(["Red."], ["p"], [{"prompt": "p"}], rewarder=service.rewarder())
+
+
+def score_with_verl(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None:
+    verl.compute_score("d", "Red.", None, {"prompt": prompt, "images": images}, rewarder=rewarder)
+
+
+def score_with_trl(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None:
+    trl.reward_function(rewarder.settings)([prompt], ["Red."], images=[images])
+
+
+def score_with_openrlhf(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None:
+    openrlhf.reward_func(["QRed."], ["Q"], [{"prompt": prompt, "images": images}], rewarder=rewarder)
+
+
+def score_with_slime(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None:
+    sample = SimpleNamespace(prompt=prompt, response="Red.", multimodal_inputs={"images": images}, metadata=None)
+    asyncio.run(slime.custom_rm(SimpleNamespace(), sample, rewarder=rewarder))
+
+
+TRAINERS = [score_with_verl, score_with_trl, score_with_openrlhf, score_with_slime]
+
+
+@pytest.mark.parametrize("score", TRAINERS)
+@pytest.mark.parametrize("prompt", ["<image>\nFirst, <image> second?", None], ids=["string", "messages"])
+def test_a_tag_is_the_place_of_an_image(score: Any, prompt: str | None, service: Recorder) -> None:
+    text = "<image>\nFirst, <image> second?"
+    score(service.rewarder(), prompt or [{"role": "user", "content": text}], [PICTURE, OTHER])
+    image = {"type": "image"}
+    parts = [image, {"type": "text", "text": "First, "}, image, {"type": "text", "text": " second?"}]
+    assert service.contexts == [([{"role": "user", "content": parts}], [reference(PICTURE), reference(OTHER)])]
+
+
+@pytest.mark.parametrize("score", TRAINERS)
+def test_a_tag_without_images_is_text_and_another_number_raises(score: Any, service: Recorder) -> None:
+    score(service.rewarder(), "What does <image> mean?", [])
+    assert service.contexts == [("What does <image> mean?", [])]
+    with pytest.raises(InvalidRequest, match="1 <image> but there are 2 images"):
+        score(service.rewarder(), "<image> Colour?", [PICTURE, OTHER])
+
+
+def test_trl_tool_calls_are_refused(service: Recorder) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "zoom"}}]}
+    reward = trl.reward_function(service.settings())
+    for prompt, completion in ((CHAT, [{**call, "content": "Red."}]), ([*CHAT, call, *CHAT], "Red.")):
+        with pytest.raises(InvalidRequest, match="tool_calls"):
+            reward([prompt], [completion])
+
+
+def test_trl_names_of_several_functions(service: Recorder) -> None:
+    names = {trl.reward_function(service.settings(), name).__name__ for name in ("beholder", "proxy")}
+    assert names | {trl.async_reward_function(service.settings(), "async").__name__} == {"beholder", "proxy", "async"}
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """From an HTTP answer to a typed result or an error of `beholder.errors`, and whether to ask again.
 
-docs/errors.md is the contract: 503 is retried by its code, so is what a gateway says for a replica that is gone (502,
-503, 504 without a code of ours). No other status is, least of all a 4xx.
+docs/errors.md is the contract: 503 is retried, so is an overloaded service that was set to say 429, and what a gateway
+says for a replica that is gone (502, 503, 504 without a code of ours). Nothing else is, least of all another 4xx.
 """
 
 import math
@@ -11,17 +11,19 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageUnknown
+from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageUnknown, Overloaded
 
 GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`score` is the raw logit; `normalized` is None when the checkpoint is not calibrated."""
+    """`score` is the raw logit; `normalized` is None when the checkpoint is not calibrated; `truncated` says that the
+    prompt was too long and lost its beginning, where the service is set to allow that."""
 
     score: float
     normalized: float | None
+    truncated: bool
     fingerprint: str
     prompt_tokens: int
     cached_tokens: int
@@ -36,6 +38,7 @@ class Ranking:
     ranks: list[int]
     order: list[int]
     best: int
+    truncated: list[bool]
     fingerprint: str
     prompt_tokens: int
     cached_tokens: int
@@ -70,13 +73,14 @@ def read_score(answer: Mapping[str, Any]) -> Score:
     """Raises EngineError on an answer that is not one."""
     (score,) = _rewards(answer, "scores", 1)
     normalized = _rewards(answer, "normalized", 1)[0] if answer.get("normalized") is not None else None
-    return _build(Score, {**answer, "score": score, "normalized": normalized})
+    truncated = any(answer.get("truncated", ()))
+    return _build(Score, {**answer, "score": score, "normalized": normalized, "truncated": truncated})
 
 
 def read_ranking(answer: Mapping[str, Any], count: int) -> Ranking:
     """Of `count` responses. Raises EngineError on an answer that is not one."""
     _rewards(answer, "scores", count)
-    return _build(Ranking, {"normalized": None, **answer})
+    return _build(Ranking, {"normalized": None, "truncated": [False] * count, **answer})
 
 
 def read_body(response: httpx.Response) -> dict[str, Any]:
@@ -86,11 +90,12 @@ def read_body(response: httpx.Response) -> dict[str, Any]:
         return body
     if response.is_success and "json" in response.headers.get("content-type", ""):
         raise Failed(EngineError(f"{response.request.url}: the answer breaks off"))
-    error = _error(response, body)
-    code = None if body is None else body.get("code")
-    if response.status_code == 503 or (response.status_code in GATEWAY_STATUSES and code is None):
+    kind = _kind(body)
+    error = _error(response, kind, body)
+    overloaded = kind is not None and issubclass(kind, Overloaded)
+    if response.status_code == 503 or overloaded or (response.status_code in GATEWAY_STATUSES and kind is None):
         # Only a replica that could still speak for itself says that it is overloaded.
-        gone = code in (None, EngineUnavailable.code)
+        gone = kind in (None, EngineUnavailable)
         raise Failed(error, _retry_after_s(response), gone)
     raise error
 
@@ -103,16 +108,21 @@ def _json(response: httpx.Response) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-def _error(response: httpx.Response, body: dict[str, Any] | None) -> BeholderError:
-    status = response.status_code
-    if body is None:
-        kind = EngineUnavailable if status in GATEWAY_STATUSES else EngineError
-        return kind(f"{response.request.url} answered {status} without JSON: is this a Beholder service?")
+def _kind(body: dict[str, Any] | None) -> type[BeholderError] | None:
+    """The class of the answer's code; None where it has none of ours, as the answer of a gateway."""
+    code = None if body is None else body.get("code")
+    return _classes().get(code) if isinstance(code, str) else None
+
+
+def _error(response: httpx.Response, kind: type[BeholderError] | None, body: dict[str, Any] | None) -> BeholderError:
+    if body is None or kind is None:
+        said = "without JSON" if body is None else f"{str(body.get('detail', response.text))!r:.300}"
+        foreign = EngineUnavailable if response.status_code in GATEWAY_STATUSES else EngineError
+        return foreign(f"{response.request.url} answered {response.status_code} {said}: is this a Beholder service?")
     detail = str(body.get("detail", response.text))
-    found = _classes().get(body.get("code"), EngineError)
-    if found is ImageUnknown:
+    if kind is ImageUnknown:
         return ImageUnknown(detail, str(body.get("sha256", "")))
-    return found(detail)
+    return kind(detail)
 
 
 def _retry_after_s(response: httpx.Response) -> float:
@@ -135,7 +145,7 @@ def _is_finite(value: object) -> bool:
 def _build(kind: type[Result], answer: Mapping[str, Any]) -> Result:
     """From the members that the class has a field for: a newer service may answer more."""
     try:
-        members = {**answer, **answer["usage"]}
+        members = {**answer, **answer["usage"], "fingerprint": str(answer["fingerprint"])}
         return kind(**{field.name: members[field.name] for field in fields(kind)})
     except (KeyError, TypeError) as missing:
         raise EngineError(f"the service's answer lacks {missing}: is this a Beholder service?") from None

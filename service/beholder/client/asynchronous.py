@@ -47,8 +47,8 @@ class AsyncRewardClient:
     """Scores and ranks with the service at one base URL, or at several that serve the same checkpoint.
 
     A call returns the service's answer or raises BeholderError within `deadline_s` seconds, counted from when it gets
-    one of the `max_concurrency` places. Scoring has no side effects, so lost connections and 503 are retried
-    (`retries`), at another URL where there is one; a mistake of the caller (4xx) never is. An attempt may take
+    one of the `max_concurrency` places. Scoring has no side effects, so lost connections and 503 are retried until then
+    (or `retries` times), at another URL where there is one; a mistake of the caller (4xx) never is. An attempt may take
     `attempt_s` seconds, where that is set: with several URLs, a replica that hangs costs that and no more.
 
     `model` is the model's name where the service has several. `fingerprint` pins the checkpoint ("first": that of the
@@ -66,7 +66,7 @@ class AsyncRewardClient:
         deadline_s: float = 300,
         attempt_s: float | None = None,
         max_concurrency: int = 32,
-        retries: int = 10,
+        retries: int | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if deadline_s <= 0 or max_concurrency < 1:
@@ -97,13 +97,17 @@ class AsyncRewardClient:
 
     async def score(self, prompt: Prompt, images: Sequence[ImageInput], response: str) -> Score:
         """The reward of one response. Raises BeholderError."""
-        return read_score(await self._ask("/score", prompt, images, {"response": response}))
+        score = read_score(await self._ask("/score", prompt, images, {"response": response}))
+        self._check(score.fingerprint)
+        return score
 
     async def rank(self, prompt: Prompt, images: Sequence[ImageInput], responses: Sequence[str]) -> Ranking:
         """The rewards of all responses and their order. Raises BeholderError."""
         check_sequence("responses", responses)
         answer = await self._ask("/rank", prompt, images, {"responses": list(responses)})
-        return read_ranking(answer, len(responses))
+        ranking = read_ranking(answer, len(responses))
+        self._check(ranking.fingerprint)
+        return ranking
 
     async def best_of(self, prompt: Prompt, images: Sequence[ImageInput], responses: Sequence[str]) -> Best:
         """The response with the greatest reward. Raises BeholderError."""
@@ -160,13 +164,14 @@ class AsyncRewardClient:
             except TimeoutError:
                 before = f"; before that: {attempts.last}" if attempts and attempts.last else ""
                 raise DeadlineExceeded(f"{path} was not answered within {self._deadline_s:g} s{before}") from None
-        self._check(answer.get("fingerprint"))
         return answer
 
     def _loop(self) -> "_Loop":
         running = asyncio.get_running_loop()
         here = self._loops.get(running)
         if here is None:
+            for ended in [loop for loop in self._loops if loop.is_closed()]:
+                del self._loops[ended]  # its connections hold it, so it would stay for ever
             # The deadline bounds everything but connecting, where another replica may be quicker.
             http = httpx.AsyncClient(
                 headers=self._headers,
@@ -178,12 +183,12 @@ class AsyncRewardClient:
             here = self._loops[running] = _Loop(Channel(http, self._attempt_s), places)
         return here
 
-    def _check(self, fingerprint: object) -> None:
+    def _check(self, fingerprint: str) -> None:
         if not self._pins:
             return
-        pinned = self._pinned.setdefault(FIRST, str(fingerprint))
+        pinned = self._pinned.setdefault(FIRST, fingerprint)
         if fingerprint != pinned:
-            raise FingerprintMismatch(f"the service answered with {str(fingerprint)[:12]}..., pinned is {pinned}")
+            raise FingerprintMismatch(f"the service answered with {fingerprint[:12]}..., pinned is {pinned}")
 
 
 class _Loop(NamedTuple):

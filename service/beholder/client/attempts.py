@@ -1,6 +1,7 @@
 """The attempts of one call: which replica next, and how long to wait before. Pure but for the clock and the dice."""
 
 import random
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,32 +20,38 @@ def wait_s(round_number: int, retry_after_s: float = 0) -> float:
 
 
 class Attempts:
-    """Goes through `order` once and then up to `retries` times; another replica is asked at once, the same one again
-    only after a wait."""
+    """Goes through `order` once and then up to `retries` times (None: without end); another replica is asked at once,
+    the same one again only after a wait."""
 
-    def __init__(self, order: Sequence[Replica], retries: int) -> None:
+    def __init__(self, order: Sequence[Replica], retries: int | None) -> None:
         self._order = order
         self._retries = retries
-        self._asked: set[str] = set()
+        self._asked: list[str] = []
+        self._not_before: dict[str, float] = {}
         self._round = 0
         self.made = 0
         self.last: Failed | None = None
 
     def next(self) -> Replica:
         """The first that was not asked in this round; those that are down come last."""
-        left = [replica for replica in self._order if replica.name not in self._asked]
-        replica = next((replica for replica in left if not replica.down), left[0])
-        self._asked.add(replica.name)
+        replica = self._upcoming()
+        self._asked.append(replica.name)
         self.made += 1
         return replica
 
     def wait_s(self, failed: Failed) -> float | None:
-        """How long to wait before `next`; None when there is no further attempt."""
+        """How long to wait before `next`, after `failed` came of the last; None when there is no further attempt."""
         self.last = failed
+        self._not_before[self._asked[-1]] = time.monotonic() + failed.retry_after_s
         if len(self._asked) < len(self._order):
             return 0.0
         if self._round == self._retries:
             return None
         self._asked.clear()
         self._round += 1
-        return wait_s(self._round - 1, failed.retry_after_s)
+        rest_s = self._not_before[self._upcoming().name] - time.monotonic()
+        return wait_s(self._round - 1, max(0.0, rest_s))
+
+    def _upcoming(self) -> Replica:
+        left = [replica for replica in self._order if replica.name not in self._asked]
+        return next((replica for replica in left if not replica.down), left[0])

@@ -17,6 +17,7 @@ from beholder.client.requests import Call, encode_body
 from beholder.errors import (
     ConfigurationError,
     DeadlineExceeded,
+    EngineError,
     EngineUnavailable,
     ImageError,
     ImageStoreFull,
@@ -48,7 +49,7 @@ class Channel:
                 answer = await self._attempt(replica, call)
             except Failed as failed:
                 if failed.gone:
-                    replica.mark_down()
+                    replica.mark_down(failed)
                 wait_s = attempts.wait_s(failed)
                 if wait_s is None or asyncio.get_running_loop().time() + wait_s >= deadline:
                     raise failed.error.at(f"given up after {attempts.made} attempts") from None
@@ -78,13 +79,18 @@ class Channel:
             if not replica.has(image.sha256):
                 try:
                     receipt = await self._send(replica, "PUT", f"/images/{image.sha256}", image.data)
+                    expires_in_s = float(receipt["expires_in_s"])
                 except Failed as failed:
                     if isinstance(failed.error, ImageStoreFull):
                         return image.base64
                     raise
                 except ImageError as error:
                     raise error.at(f"images[{image.index}]") from None
-                replica.remember(image.sha256, float(receipt["expires_in_s"]))
+                except (KeyError, TypeError, ValueError):
+                    raise EngineError(
+                        f"{replica.name} did not say how long it keeps an image: is it Beholder?"
+                    ) from None
+                replica.remember(image.sha256, expires_in_s)
         return {"sha256": image.sha256}
 
     async def _send(self, replica: Replica, method: str, path: str, content: bytes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ nothing is ever encoded with loss. Pillow is loaded for pictures and arrays alon
 import base64
 import hashlib
 import io
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ Prompt = str | Sequence[Mapping[str, Any]]
 PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _WITH_ALPHA: Final = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
 _SIXTEEN_BIT: Final = frozenset({"I", "I;16B", "I;16L", "I;16N"})
+_LOADING: Final = tuple(threading.Lock() for _ in range(61))
+"""Pillow decodes a file at its first use, and not for two threads at a time: a picture's lock is chosen by its id."""
+_LONGEST_SHOWN: Final = 200
 _ARRAYS: Final = "uint8 of shape (H, W), (H, W, 3) or (H, W, 4), or uint16 of shape (H, W)"
 
 
@@ -61,6 +65,8 @@ def check_sequence(name: str, value: object) -> None:
     """A lone string where several things belong would be taken for its characters. Raises InvalidRequest."""
     if isinstance(value, str | bytes | Path):
         raise InvalidRequest(f"{name} must be a list: write [{value!r:.40}]")
+    if value is None:
+        raise InvalidRequest(f"{name} must be a list, not None: write []")
 
 
 def _file_bytes(image: Any) -> bytes:
@@ -70,10 +76,10 @@ def _file_bytes(image: Any) -> bytes:
         return bytes(image)
     if isinstance(image, Mapping):
         return _column_bytes(image)
-    if hasattr(image, "__array_interface__") and not hasattr(image, "save"):
+    if hasattr(image, "save") and hasattr(image, "mode"):  # asked for an array Pillow would decode the picture here
+        return _png(_loaded(image))
+    if hasattr(image, "__array_interface__"):
         return _png(_from_array(image))
-    if hasattr(image, "save") and hasattr(image, "mode"):
-        return _png(image)
     raise ImageError(f"{type(image).__name__} is not an image: give a path, bytes, a PIL image or an array")
 
 
@@ -88,8 +94,15 @@ def _column_bytes(row: Mapping[str, Any]) -> bytes:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise ImageNotFound(f"image {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageNotFound(f"image {_shown(path)}: {reason}") from None
+
+
+def _shown(path: Path) -> str:
+    """What was taken for a path may be a picture as text."""
+    text = str(path)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:40]!r}... ({len(text)} characters; a path is wanted)"
 
 
 def _from_array(array: PixelArray) -> "Image":
@@ -101,6 +114,15 @@ def _from_array(array: PixelArray) -> "Image":
     if not (eight_bit or (kind == "u2" and len(shape) == 2)) or 0 in shape:
         raise ImageError(f"an array of {interface['typestr']} and shape {shape} is not an image: give {_ARRAYS}")
     return Image.fromarray(array)
+
+
+def _loaded(picture: "Image") -> "Image":
+    """A copy for this thread alone; many samples may share the picture. Raises ImageError."""
+    with _LOADING[id(picture) // 16 % len(_LOADING)]:
+        try:
+            return picture.copy()
+        except Exception as error:  # decoders raise what they like on a broken file
+            raise ImageError(f"the picture cannot be decoded: {error}") from None
 
 
 def _png(picture: "Image") -> bytes:

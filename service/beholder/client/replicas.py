@@ -5,6 +5,7 @@ responses to one prompt and its images meet the same caches, and when a replica 
 """
 
 import hashlib
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ DOWN_S: Final = 5.0
 """How long a replica that did not answer is passed over while others do."""
 MAX_KNOWN_IMAGES: Final = 100_000
 EXPIRY_MARGIN_S: Final = 5.0
+_log = logging.getLogger(__name__)
 
 
 class Replica:
@@ -28,17 +30,25 @@ class Replica:
         self.name = str(base)
         self.headers = base.headers
         self._down_until = 0.0
+        self._answers = True
         self._images: OrderedDict[str, float] = OrderedDict()
 
     @property
     def down(self) -> bool:
         return time.monotonic() < self._down_until
 
-    def mark_down(self) -> None:
+    def mark_down(self, why: object) -> None:
+        """A line of the log says so once: calls wait for it until their deadline."""
         self._down_until = time.monotonic() + DOWN_S
+        if self._answers:
+            _log.warning("%s is down: %s", self.name, why)
+        self._answers = False
 
     def mark_up(self) -> None:
         self._down_until = 0.0
+        if not self._answers:
+            _log.warning("%s answers again", self.name)
+        self._answers = True
 
     def has(self, sha256: str) -> bool:
         return self._images.get(sha256, 0) > time.monotonic()

@@ -21,10 +21,16 @@ class Call:
 
 def make_call(path: str, prompt: Prompt, images: Sequence[ImageInput], rest: dict[str, Any]) -> Call:
     """Reads and encodes the images. Raises ImageError, ImageNotFound, InvalidRequest, InvalidText."""
-    context = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+    context = {"prompt": prompt} if isinstance(prompt, str) else {"messages": _messages(prompt)}
     files = tuple(encode_image(image, index) for index, image in enumerate(images))
     key = encode_body({**context, "images": [file.sha256 for file in files]})
     return Call(path, {**context, **rest}, files, key.decode())
+
+
+def _messages(prompt: object) -> list[Any]:
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise InvalidRequest(f"the prompt must be a string or a list of messages, not {type(prompt).__name__}")
+    return list(prompt)
 
 
 def encode_body(body: dict[str, Any]) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
@@ -28,12 +29,12 @@ class Options(TypedDict, total=False):
     deadline_s: float
     attempt_s: float | None
     max_concurrency: int
-    retries: int
+    retries: int | None
     transport: httpx.AsyncBaseTransport | None
 
 
 class RewardClient:
-    """AsyncRewardClient with its arguments and methods, without await.
+    """AsyncRewardClient with its arguments and methods, without await. Iterables are read in the caller's thread.
 
     Works within a running event loop (which waits meanwhile), from several threads, and in a forked process, which gets
     connections of its own.
@@ -72,15 +73,15 @@ class RewardClient:
 
     def score_many(self, samples: Samples, *, progress: bool = False) -> list[Score]:
         """The reward of each sample, in order. The first error is raised, and the rest is cancelled."""
-        return self._run(self._client.score_many(samples, progress=progress))
+        return self._run(self._client.score_many(list(samples), progress=progress))
 
     def try_score_many(self, samples: Samples, *, progress: bool = False) -> list[Score | BeholderError]:
         """The reward of each sample, in order, with its error in its place where it failed."""
-        return self._run(self._client.try_score_many(samples, progress=progress))
+        return self._run(self._client.try_score_many(list(samples), progress=progress))
 
     def rank_many(self, sets: CandidateSets, *, progress: bool = False) -> list[Ranking]:
         """The ranking of each set, in order. The first error is raised, and the rest is cancelled."""
-        return self._run(self._client.rank_many(sets, progress=progress))
+        return self._run(self._client.rank_many(list(sets), progress=progress))
 
     def _run(self, call: Coroutine[Any, Any, Result]) -> Result:
         thread = self._thread
@@ -94,7 +95,8 @@ class RewardClient:
                 _forked.append(self._thread)
                 self._thread = None
             if self._thread is None:
-                self._thread = _LoopThread()
+                self._thread = thread = _LoopThread()
+                weakref.finalize(self, thread.abandon, self._client.aclose).atexit = False
             return self._thread
 
 
@@ -106,7 +108,7 @@ class _LoopThread:
         self._stopped = False
         self._submitting = threading.Lock()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="beholder-client", daemon=True)
+        self._thread = threading.Thread(target=self._turn, name="beholder-client", daemon=True)
         self._thread.start()
 
     def run(self, call: Coroutine[Any, Any, Result]) -> Result:
@@ -130,6 +132,21 @@ class _LoopThread:
         asyncio.run_coroutine_threadsafe(self._end(close), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def abandon(self, close: Callable[[], Awaitable[None]]) -> None:
+        """`stop` for a client that is collected before it was closed; without waiting, since any thread may collect."""
+
+        async def leave() -> None:
+            await self._end(close)
+            self._loop.stop()
+
+        with self._submitting:
+            if not self._stopped and self.pid == os.getpid():
+                self._stopped = True
+                asyncio.run_coroutine_threadsafe(leave(), self._loop)
+
+    def _turn(self) -> None:
+        self._loop.run_forever()
         self._loop.close()
 
     async def _end(self, close: Callable[[], Awaitable[None]]) -> None:

@@ -15,14 +15,21 @@ def chat_sample(prompt: Any, completion: Any, images: Iterable[Any] = ()) -> Sam
     """`prompt` is a string or messages, `completion` a string or the one message that answers.
 
     Image parts that hold their image ({"type": "image", "image": ..}) bring it along, and `images`, which trainers pass
-    too, are the same ones again. Image parts without take `images` in turn; in messages without any image part `images`
-    come before the first user's text. Raises InvalidRequest.
+    too, are the same ones again. Image parts without take `images` in turn; without any image part `<image>` in the
+    user's text is the place of the next of `images`, and without that too they come before the first user's text.
+    Raises InvalidRequest.
     """
     response = _text(completion)
+    beside = list(images)
     if isinstance(prompt, str):
-        return Sample(prompt, list(images), response)
-    messages, found = _with_images([dict(message) for message in prompt], list(images))
-    return Sample(messages, found, response)
+        if not (beside and IMAGE_TAG in prompt):
+            return Sample(prompt, beside, response)
+        prompt = [{"role": "user", "content": prompt}]
+    messages = [dict(message) for message in prompt]
+    if beside and not any(map(_has_image_part, messages)):
+        messages = tagged_messages(messages, len(beside))
+    asked, found = _with_images(messages, beside)
+    return Sample(asked, found, response)
 
 
 def without_end_of_turn(response: str) -> str:
@@ -36,16 +43,17 @@ def without_end_of_turn(response: str) -> str:
 def tagged_messages(messages: Iterable[Mapping[str, Any]], images: int) -> list[dict[str, Any]]:
     """Messages whose strings have `<image>` at the place of each of `images`, with parts instead.
 
-    Without any tag the images are left to come first. Raises InvalidRequest on another number of tags.
+    Without any tag the images are left to come first. A line break behind a tag that begins the text belongs to the
+    tag. Raises InvalidRequest on another number of tags.
     """
     copied = [dict(message) for message in messages]
-    texts = [str(message["content"]) for message in copied if message.get("role") == "user"]
+    texts = [str(message.get("content")) for message in copied if message.get("role") == "user"]
     tags = sum(text.count(IMAGE_TAG) for text in texts)
     if tags not in (0, images):
         raise InvalidRequest(f"the messages have {tags} {IMAGE_TAG} but there are {images} images")
     if tags:
         for message in copied:
-            if message.get("role") == "user" and isinstance(message["content"], str):
+            if message.get("role") == "user" and isinstance(message.get("content"), str):
                 message["content"] = _parts(message["content"])
     return copied
 
@@ -55,6 +63,8 @@ def _parts(text: str) -> list[dict[str, str]]:
     for number, piece in enumerate(text.split(IMAGE_TAG)):
         if number:
             parts.append({"type": "image"})
+        if parts and all(part["type"] == "image" for part in parts):
+            piece = piece.removeprefix("\n")
         if piece:
             parts.append({"type": "text", "text": piece})
     return parts
@@ -65,6 +75,7 @@ def _with_images(messages: list[dict[str, Any]], beside: list[Any]) -> tuple[Pro
     found: list[Any] = []
     plain: list[dict[str, Any]] = []
     for message in messages:
+        _refuse_tool_calls(message)
         content = message.get("content")
         if not isinstance(content, str):
             content = [_part(part, left, found) for part in content or ()]
@@ -74,6 +85,17 @@ def _with_images(messages: list[dict[str, Any]], beside: list[Any]) -> tuple[Pro
     if found:
         raise InvalidRequest(f"the prompt has {len(found)} image places, there are {len(left)} images more: mark them")
     return _images_first(plain, len(left)), left
+
+
+def _refuse_tool_calls(message: Mapping[str, Any]) -> None:
+    """A reward for the text alone would be that of another conversation."""
+    if message.get("tool_calls"):
+        raise InvalidRequest("a message with tool_calls cannot be scored: the reward model reads text and images")
+
+
+def _has_image_part(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return not isinstance(content, str) and any(part.get("type") == "image" for part in content or ())
 
 
 def _holds_image(message: Mapping[str, Any]) -> bool:
@@ -112,6 +134,7 @@ def _text(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     if isinstance(completion, Mapping):
+        _refuse_tool_calls(completion)
         content = completion.get("content")
         if isinstance(content, str):
             return content

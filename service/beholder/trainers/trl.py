@@ -16,23 +16,25 @@ from beholder.trainers.conversations import chat_sample
 from beholder.trainers.rewards import Reward, Rewarder, RewardSettings, default_rewarder
 
 
-def reward_function(settings: RewardSettings) -> Callable[..., list[Reward]]:
-    """A function for `reward_funcs`. It raises BeholderError."""
+def reward_function(settings: RewardSettings, name: str = "beholder") -> Callable[..., list[Reward]]:
+    """A function for `reward_funcs`, logged under `name`: give several names of their own. It raises BeholderError."""
     rewarder = Rewarder(settings)
 
     def beholder(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Reward]:
         return rewarder.rewards(_samples(prompts, completions, columns))
 
+    beholder.__name__ = name
     return beholder
 
 
-def async_reward_function(settings: RewardSettings) -> Callable[..., Awaitable[list[Reward]]]:
-    """An asynchronous function for `reward_funcs`. It raises BeholderError."""
+def async_reward_function(settings: RewardSettings, name: str = "beholder") -> Callable[..., Awaitable[list[Reward]]]:
+    """An asynchronous function for `reward_funcs`, logged under `name`. It raises BeholderError."""
     rewarder = Rewarder(settings)
 
     async def beholder(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Reward]:
         return await rewarder.async_rewards(_samples(prompts, completions, columns))
 
+    beholder.__name__ = name
     return beholder
 
 
