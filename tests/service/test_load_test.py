@@ -89,6 +89,19 @@ async def test_a_service_that_goes_away_is_no_answer(serve: Serve) -> None:
     assert set(summary.statuses) <= {"0", "200", "503"}
 
 
+async def test_what_is_not_answered_in_time_has_failed(serve: Serve) -> None:
+    url = serve(engine_args={"delay_s": 5})
+    summary = await measured(url, SMALL, Load(concurrency=2, seconds=0.2, answer_s=0.3))
+    assert summary.seconds < 3
+    assert summary.statuses == {"0": 2}
+    assert "did not answer within 0.3 s" in (summary.first_problem or "")
+
+
+async def test_a_path_of_the_base_url_goes_before_the_routes(serve: Serve) -> None:
+    summary = await measured(f"{serve()}/gateway/rm/", replace(SMALL, images="none"), Load(1, seconds=None, requests=1))
+    assert summary.statuses == {"404": 1}
+
+
 async def test_a_connection_stays_open_from_request_to_request(serve: Serve) -> None:
     async with Connection(parse_base_url(serve())) as connection:
         streams = []
@@ -133,11 +146,21 @@ async def test_no_url_is_refused() -> None:
         await run("127.0.0.1:8000", SMALL, Load(), progress=False)
 
 
-@pytest.mark.parametrize("size", ["336", "x", "3x-4", "axb"])
+@pytest.mark.parametrize("size", ["336", "x", "3x-4", "axb", "0x4"])
 def test_sizes(size: str) -> None:
     assert _size("4x3") == (4, 3)
     with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
         _size(size)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--seconds=0", "--rate=0", "--rate=nan", "--concurrency=0", "--responses=0", "--repeats=0", "--requests=-1"],
+)
+def test_what_would_never_end_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["load-test", "http://unused", flag])
+    assert f"argument {flag.partition('=')[0]}: " in capsys.readouterr().err
 
 
 def test_the_command_prints_json_and_fails_when_requests_do(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

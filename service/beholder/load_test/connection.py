@@ -11,6 +11,8 @@ from beholder.client.base_urls import BaseUrl
 from beholder.errors import EngineUnavailable
 
 READ_BYTES: Final = 2**16
+ANSWER_S: Final = 300.0
+"""The service's own default deadline of a request."""
 
 
 class Answer:
@@ -31,10 +33,12 @@ class Answer:
 
 class Connection:
     """One request at a time; connects when it must. A key that stands in the URL goes before `api_key`. Errors are
-    EngineUnavailable."""
+    EngineUnavailable, also for what is not answered within `answer_s` seconds."""
 
-    def __init__(self, base: BaseUrl, api_key: str | None = None) -> None:
+    def __init__(self, base: BaseUrl, api_key: str | None = None, answer_s: float = ANSWER_S) -> None:
         url = base.url
+        self._answer_s = answer_s
+        self._prefix = url.path.rstrip("/")
         self._host, self._secure = url.host, url.scheme == "https"
         self._port = url.port or (443 if self._secure else 80)
         key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -59,11 +63,16 @@ class Connection:
         """Status and body of the answer."""
         if self._streams is not None and self._streams[0].at_eof():
             self.close()  # the server does not keep an idle connection for ever
-        head = f"{method} {path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
+        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
         try:
-            reader, writer = self._streams or await self._connect()
-            writer.write(head.encode() + body)
-            return await self._read(reader)
+            async with asyncio.timeout(self._answer_s):
+                reader, writer = self._streams or await self._connect()
+                writer.write(head.encode() + body)
+                return await self._read(reader)
+        except TimeoutError:
+            raise EngineUnavailable(
+                f"http://{self._host}:{self._port} did not answer within {self._answer_s:g} s"
+            ) from None
         except (OSError, httptools.HttpParserError) as error:
             self.close()
             raise EngineUnavailable(f"http://{self._host}:{self._port} broke off: {error}") from None

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from beholder.client.base_urls import parse_base_url
 from beholder.errors import BeholderError, ConfigurationError
-from beholder.load_test.connection import Connection
+from beholder.load_test.connection import ANSWER_S, Connection
 from beholder.load_test.mix import Item, Mix, items
 
 FAILED = 0
@@ -25,12 +25,14 @@ FAILED = 0
 @dataclass(frozen=True, slots=True)
 class Load:
     """How requests are sent: `concurrency` at a time, or `rate` a second at random moments (Poisson), at most
-    `concurrency` of which may wait for their answers. For `seconds`, or until `requests` are sent."""
+    `concurrency` of which may wait for their answers. For `seconds`, or until `requests` are sent. What is not answered
+    within `answer_s` seconds has failed."""
 
     concurrency: int = 32
     rate: float | None = None
     seconds: float | None = 30
     requests: int | None = None
+    answer_s: float = ANSWER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ async def send(
     Raises ConfigurationError for a URL that is none, EngineUnavailable.
     """
     base = parse_base_url(url)
-    connections = [Connection(base, api_key) for _ in range(load.concurrency)]
+    connections = [Connection(base, api_key, load.answer_s) for _ in range(load.concurrency)]
     try:
         if load.rate is not None:
             await _open_all(connections)
