@@ -306,6 +306,9 @@ def test_two_releases_of_one_namespace_do_not_meet() -> None:
         ({"drain": {"timeoutSeconds": 0}}, "timeoutSeconds"),
         ({"shm": {"sizeLimit": "lots"}}, "sizeLimit"),
         ({"service": {"port": 70000}}, "port"),
+        ({"podDisruptionBudget": {"maxUnavailable": "0%"}}, "maxUnavailable"),
+        ({"auth": {"existingSecret": "s"}, "config": {"api_keys_file": "/k"}}, "api_keys_file"),
+        ({"config": {"metrics_need_key": True}, "metrics": {"podMonitor": {"enabled": True}}}, "authorization"),
     ],
 )
 def test_a_wrong_value_is_refused(values: dict[str, Any], named: str) -> None:

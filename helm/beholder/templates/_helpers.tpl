@@ -99,6 +99,9 @@ emptyDir:
 {{/* The service's YAML file: the chart's own settings, and above them what the user gives. */}}
 {{- define "beholder.config" -}}
 {{- $own := dict "drain_delay_s" .Values.drain.delaySeconds "drain_timeout_s" .Values.drain.timeoutSeconds }}
+{{- if and .Values.auth.existingSecret .Values.config.api_keys_file }}
+{{- fail "config.api_keys_file: auth.existingSecret gives the keys already, set one of the two" }}
+{{- end }}
 {{- if .Values.auth.existingSecret }}
 {{- $_ := set $own "api_keys_file" (printf "/etc/beholder/keys/%s" .Values.auth.key) }}
 {{- end }}
