@@ -19,11 +19,12 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from beholder.errors import BeholderError, ImageError, ImageNotFound, ImageTooLarge
-from beholder.image_files import is_whole, scans
+from beholder.image_files import is_fragmented, is_whole, scans
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _BLANK_SIDE = 224  # pixels of the white square that the published code's proxy sees
+_STRIPE_PIXELS = 2**20
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -75,6 +76,8 @@ def load_image(
     """
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"the image has {len(data)} bytes, at most {limits.max_bytes} are accepted")
+    if is_fragmented(data):
+        raise ImageTooLarge(f"the image of {len(data)} bytes is of far more parts than its format needs: save it again")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, limits)
@@ -144,12 +147,22 @@ def _pillows_refusal(error: Exception, limits: ImageLimits) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """In stripes, since Pillow lets no other thread run while it converts: the event loop would stand still."""
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in _SIXTEEN_BIT:
-        upright = upright.point(lambda value: value / 256).convert("L")
-    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
+    ImageOps.exif_transpose(image, in_place=True)  # or it copies what is upright already
+    pixels = Image.new("RGB", image.size, None)
+    height = max(1, _STRIPE_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        box = (0, top, image.width, min(top + height, image.height))
+        pixels.paste(_stripe_to_rgb(image.crop(box)), box)
+    return pixels
+
+
+def _stripe_to_rgb(stripe: Image.Image) -> Image.Image:
+    if stripe.mode in _SIXTEEN_BIT:
+        stripe = stripe.point(lambda value: value / 256).convert("L")
+    if stripe.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in stripe.info:
+        rgba = stripe.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, rgba)
-    return upright.convert("RGB")
+        stripe = Image.alpha_composite(white, rgba)
+    return stripe.convert("RGB")

@@ -74,6 +74,26 @@ def text_bomb(kind: bytes) -> bytes:
     return png_of(header(8, 8), chunk(kind, payload), rows(8, 8))
 
 
+def jpeg_after(header: bytes) -> bytes:
+    """A whole JPEG with this before its own header."""
+    return JPEG[:2] + header + JPEG[2:]
+
+
+def segment(marker: int, data: bytes = b"") -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
+
+
+def gif_after(blocks: bytes) -> bytes:
+    """A whole GIF with these before its own blocks."""
+    start = 13 + 3 * 2 ** ((GIF[10] & 7) + 1)
+    return GIF[:start] + blocks + GIF[start:]
+
+
+def webp_of(*chunks: bytes) -> bytes:
+    body = b"WEBP" + WEBP[12:] + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def zipped(data: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -85,6 +105,24 @@ JPEG: Final = encode(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
 WEBP: Final = encode(Image.effect_noise((64, 64), 50).convert("RGB"), "WEBP")
 GIF: Final = gif_of(3)
 SVG: Final = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+
+_SIZE: Final = 2**20
+FRAGMENTED: Final = {
+    "jpeg: exif in segments of one byte": jpeg_after(segment(0xE1, b"Exif\0\0a") * (_SIZE // 11)),
+    "jpeg: exif in segments of a kilobyte": jpeg_after(segment(0xE1, b"Exif\0\0" + bytes(1000)) * 1100),
+    "jpeg: much exif": jpeg_after(segment(0xE1, b"Exif\0\0" + bytes(9000)) * 110),
+    "jpeg: empty application segments": jpeg_after(segment(0xE5) * (_SIZE // 4)),
+    "jpeg: fill": jpeg_after(b"\xff" * _SIZE),
+    "jpeg: bytes between the segments": jpeg_after(bytes(_SIZE)),
+    "jpeg: what only some decoders pass over": jpeg_after((b"\xff\xfd\xff\xff" + b"\xff" * 65_533) * 16),
+    "jpeg: an end before all that": jpeg_after(b"\xff\xd9" + b"\xff" * _SIZE),
+    "jpeg: quantization tables": jpeg_after(segment(0xDB, (b"\0" + b"\1" * 64) * 1008) * 16),
+    "png: empty chunks": png_of(header(8, 8), chunk(b"abCd") * (_SIZE // 12), rows(8, 8)),
+    "png: small texts": png_of(header(8, 8), chunk(b"iTXt", b"a\0\0\0\0\0b") * (_SIZE // 19), rows(8, 8)),
+    "gif: a comment in blocks of one byte": gif_after(b"\x21\xfe" + b"\1a" * (_SIZE // 2) + b"\0"),
+    "gif: many comments": gif_after(b"\x21\xfe\1a\0" * (_SIZE // 5)),
+    "webp: empty chunks": webp_of(b"abcd\0\0\0\0" * (_SIZE // 8)),
+}
 
 BAD, LARGE = (422, "invalid-image"), (413, "image-too-large")
 FILES: Final[dict[str, tuple[bytes, tuple[int, str]]]] = {
@@ -144,6 +182,7 @@ FILES: Final[dict[str, tuple[bytes, tuple[int, str]]]] = {
     "webp: says it is longer": (WEBP[:4] + struct.pack("<I", len(WEBP) * 2) + WEBP[8:], BAD),
     "webp: claims 268 million pixels": (webp_claiming(16_384, 16_384), LARGE),
     "webp: claims all there can be": (webp_claiming(2**24, 2**24), LARGE),
+    **{name: (data, LARGE) for name, data in FRAGMENTED.items()},
     "more bytes than are accepted": (PNG + bytes(20 * 2**20), LARGE),
 }
 

@@ -1,18 +1,31 @@
 """Files to pixels, as training and serving both read them."""
 
 import io
+import re
 import time
+import zlib
 from random import Random
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import MARKER
 
 from beholder.errors import ImageTooLarge
-from beholder.image_files import is_whole
+from beholder.image_files import _JPEG_MARKER, is_whole
 from beholder.images import ImageLimits, load_image, raise_pillows_limit
 from tests.pictures import encode
-from tests.service.hostile_images import jpeg_of_scans
+from tests.service.hostile_images import (
+    FRAGMENTED,
+    chunk,
+    gif_after,
+    header,
+    jpeg_after,
+    jpeg_of_scans,
+    png_of,
+    segment,
+    webp_of,
+)
 
 RED, WHITE, HALF_RED = (255, 0, 0), (255, 255, 255), (255, 127, 127)
 
@@ -74,6 +87,71 @@ def test_a_turned_photograph_is_turned_back() -> None:
     assert (pixel(data), pixel(data, (0, 39))) == ((0, 0, 255), RED)
 
 
+def whole_to_rgb(data: bytes) -> Image.Image:
+    """What `load_image` says it does, of all pixels at once."""
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode == "I;16":
+        upright = upright.point(lambda value: value / 256).convert("L")
+    if upright.has_transparency_data:
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+    return upright.convert("RGB")
+
+
+def pictures() -> dict[str, bytes]:
+    """Of every kind of pixel, turned where the format can say so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colours = Image.merge("RGB", [Image.effect_noise((60, 40), 90) for _ in range(3)])
+    alpha = Image.effect_noise((60, 40), 90)
+    clear = colours.copy()
+    clear.putalpha(alpha)
+    grey = Image.merge("LA", (colours.getchannel(0), alpha))
+    deep = Image.new("I;16", (60, 40))
+    deep.putdata([value * 999 % 65_536 for value in range(2400)])
+    kinds = {"RGB": colours, "RGBA": clear, "LA": grey, "L": alpha, "1": alpha.convert("1"), "I;16": deep}
+    files = {mode: encode(image, "PNG", exif=exif) for mode, image in kinds.items()}
+    palette = colours.quantize(64)
+    files["palette"] = encode(palette, "PNG", exif=exif)
+    files["palette with alpha"] = encode(palette, "PNG", transparency=bytes(range(0, 256, 4)))
+    files["key"] = encode(colours, "PNG", transparency=colours.getpixel((3, 3)))
+    files["JPEG"] = encode(colours, "JPEG", exif=exif)
+    files["CMYK"] = encode(colours.convert("CMYK"), "JPEG", exif=exif)
+    files["WEBP"] = encode(clear, "WEBP", exif=exif)
+    files["GIF"] = encode(palette, "GIF", transparency=5)
+    return files
+
+
+PICTURES = pictures()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pixels_are_converted_in_stripes_as_they_are_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beholder.images._STRIPE_PIXELS", 60 * 7)
+    pixels, expected = load_image(PICTURES[name]).pixels, whole_to_rgb(PICTURES[name])
+    assert (pixels.size, pixels.mode) == (expected.size, "RGB")
+    assert pixels.tobytes() == expected.tobytes()
+
+
+def test_no_conversion_stops_other_threads_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow converts and lays one image over another without letting any other thread run."""
+    converted: list[int] = []
+    convert = Image.Image.convert
+
+    def spy(self: Image.Image, *arguments: Any, **named: Any) -> Image.Image:
+        converted.append(self.width * self.height)
+        return convert(self, *arguments, **named)
+
+    monkeypatch.setattr(Image.Image, "convert", spy)
+    for mode in ("P", "RGBA", "CMYK"):
+        picture = Image.new(mode, (3000, 1000))
+        options = {"transparency": b"\1"} if mode == "P" else {}
+        converted.clear()
+        load_image(encode(picture, "JPEG" if mode == "CMYK" else "PNG", **options))
+        assert sum(converted) >= 3_000_000
+        assert max(converted) <= 2**20
+
+
 NOISE = Image.effect_noise((96, 64), 60).convert("RGB")
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + encode(NOISE.resize((24, 16)), "JPEG")
 JPEGS = {
@@ -110,6 +188,48 @@ def test_whether_a_file_is_whole_is_known_soon(filling: bytes) -> None:
     started = time.monotonic()
     assert not is_whole(b"\xff\xd8" + filling * (4_000_000 // len(filling)))
     assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("name", FRAGMENTED)
+def test_a_file_of_far_too_many_parts_is_refused_before_pillow_reads_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow reads it"))
+    with pytest.raises(ImageTooLarge, match="far more parts"):
+        load_image(FRAGMENTED[name])
+
+
+def rows_in_chunks(side: int, size: int) -> bytes:
+    """A PNG with its picture data, not compressed, in chunks of `size` bytes."""
+    data = zlib.compress(bytes((3 * side + 1) * side), 0)
+    return png_of(header(side, side), *(chunk(b"IDAT", data[at : at + size]) for at in range(0, len(data), size)))
+
+
+METADATA = b"http://ns.adobe.com/xmp/extension/\0" + bytes(65_000)
+USUAL = {
+    "a camera's JPEG": jpeg_after(
+        segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0") + segment(0xE1, EXIF) + segment(0xEC) * 40
+    ),
+    "the largest colour profile": jpeg_after(
+        b"".join(segment(0xE2, b"ICC_PROFILE\0" + bytes([part, 255]) + bytes(9)) for part in range(1, 256))
+    ),
+    "20 MB of metadata": jpeg_after(segment(0xE1, METADATA) * 300),
+    "a PNG in chunks of 2 kB": rows_in_chunks(2500, 2048),
+    "a GIF with metadata in short blocks": gif_after(b"\x21\xff\x0bXMP DataXMP" + (b"\x20" + b" " * 32) * 9000 + b"\0"),
+    "a GIF in blocks of 254 bytes": gif_after(b"\x21\xfe" + (b"\xfe" + bytes(254)) * 80_000 + b"\0"),
+    "a WebP with metadata": webp_of(*(b"EXIF\4\0\0\0abcd",) * 9),
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_a_file_may_have_as_many_parts_as_encoders_write(name: str) -> None:
+    assert load_image(USUAL[name]).pixels.size
+
+
+def test_a_segment_is_what_pillow_takes_for_one() -> None:
+    """Where the two disagreed, a segment could hide any number of others."""
+    ours = {0xFF00 + marker for marker in range(256) if re.fullmatch(_JPEG_MARKER, bytes((0xFF, marker)))}
+    assert ours - {0xFFD9} == {marker for marker, (_, _, handler) in MARKER.items() if handler}
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:
