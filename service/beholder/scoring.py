@@ -182,9 +182,10 @@ class Scorer:
         """Images are known to be as large only once the engine has expanded them, so this may take several tries."""
         # What the model does not read has left the prompt already: its slots go too.
         conversation = sample.conversation if prompt.images else without_images(sample.conversation)
+        abandoned = threading.Event()
         try:
             for _ in range(ATTEMPTS):
-                cut = await asyncio.to_thread(shorten, self._renderer, conversation, error)
+                cut = await asyncio.to_thread(shorten, self._renderer, conversation, error, abandoned.is_set)
                 if cut is None:
                     break
                 conversation = cut
@@ -195,6 +196,7 @@ class Scorer:
                     error = again
             raise error
         finally:
+            abandoned.set()
             del error  # its traceback holds this frame: a cycle
 
 

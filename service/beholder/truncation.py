@@ -4,6 +4,8 @@ The beginning of the longest text goes first; the response and the images stay w
 one, and its score a wrong one.
 """
 
+import heapq
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -13,47 +15,61 @@ from beholder.prompts import Conversation, PromptRenderer
 ATTEMPTS: Final = 4
 """Text that is cut may encode to a few tokens more or fewer than were counted."""
 
+_Place = tuple[int, int]
+"""Of a text: the index of its turn, and of the part in it."""
 
-def shorten(renderer: PromptRenderer, conversation: Conversation, error: PromptTooLong) -> Conversation | None:
-    """`conversation` with as many tokens fewer as `error` says are too many; None when it cannot be."""
+
+def shorten(
+    renderer: PromptRenderer,
+    conversation: Conversation,
+    error: PromptTooLong,
+    abandoned: Callable[[], bool] = lambda: False,
+) -> Conversation | None:
+    """`conversation` with as many tokens fewer as `error` says are too many; None when it cannot be, or when
+    `abandoned` says that nobody waits for it any more."""
     if error.tokens is None or error.limit is None:
         return None
     conversation = first_cut(renderer, conversation, error.limit)
     excess = error.tokens - error.limit
+    longest = [(-len(text), place, text) for place, text in _texts(conversation).items()]
+    heapq.heapify(longest)
+    cut: dict[_Place, str] = {}
     while excess > 0:
-        turn_index, part_index, text = _longest(conversation)
-        if not text:
+        if abandoned() or not longest or not longest[0][2]:
             return None
-        shorter, dropped = renderer.drop_tokens(text, excess)
-        conversation = _replace(conversation, turn_index, part_index, shorter)
+        _, place, text = longest[0]
+        cut[place], dropped = renderer.drop_tokens(text, excess)
+        heapq.heapreplace(longest, (-len(cut[place]), place, cut[place]))
         excess -= dropped
-    return conversation
+    return _with_texts(conversation, cut)
 
 
 def first_cut(renderer: PromptRenderer, conversation: Conversation, limit: int) -> Conversation:
     """`conversation` without characters that cannot be among `limit` tokens, and so need not be encoded."""
     most = renderer.most_characters(limit)
-    characters = sum(len(part) for turn in conversation for part in turn.parts if isinstance(part, str))
-    excess = 0 if most is None else characters - most
-    while excess > 0:
-        turn_index, part_index, text = _longest(conversation)
-        conversation = _replace(conversation, turn_index, part_index, text[excess:])
+    texts = _texts(conversation)
+    excess = 0 if most is None else sum(map(len, texts.values())) - most
+    cut: dict[_Place, str] = {}
+    for place, text in sorted(texts.items(), key=lambda item: -len(item[1])):
+        if excess <= 0:
+            break
+        cut[place] = text[excess:]
         excess -= len(text)
-    return conversation
+    return _with_texts(conversation, cut)
 
 
-def _longest(conversation: Conversation) -> tuple[int, int, str]:
-    """Place of the longest text, and the text."""
-    texts = [
-        (turn_index, part_index, part)
+def _texts(conversation: Conversation) -> dict[_Place, str]:
+    return {
+        (turn_index, part_index): part
         for turn_index, turn in enumerate(conversation)
         for part_index, part in enumerate(turn.parts)
         if isinstance(part, str)
-    ]
-    return max(texts, key=lambda item: len(item[2]), default=(0, 0, ""))
+    }
 
 
-def _replace(conversation: Conversation, turn_index: int, part_index: int, text: str) -> Conversation:
-    turn = conversation[turn_index]
-    parts = (*turn.parts[:part_index], text, *turn.parts[part_index + 1 :])
-    return (*conversation[:turn_index], replace(turn, parts=parts), *conversation[turn_index + 1 :])
+def _with_texts(conversation: Conversation, texts: Mapping[_Place, str]) -> Conversation:
+    """`conversation` with these in place of its own."""
+    return tuple(
+        replace(turn, parts=tuple(texts.get((turn_index, index), part) for index, part in enumerate(turn.parts)))
+        for turn_index, turn in enumerate(conversation)
+    )

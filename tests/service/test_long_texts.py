@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,10 +14,12 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from beholder.checkpoint import Checkpoint
-from beholder.prompts import Conversation, Prompt, PromptRenderer, Turn, single_turn
+from beholder.errors import PromptTooLong
+from beholder.prompts import IMAGE, Conversation, Prompt, PromptRenderer, Turn, single_turn
 from beholder.scoring import PART_CHARACTERS, QUICK_CHARACTERS, Sample, _characters
 from beholder.settings import Settings
 from beholder.token_bound import TokenBound, token_bound
+from beholder.truncation import first_cut, shorten
 from tests.service.stand_in import StandInEngine, serving
 from tests.service.test_http import assert_problem
 
@@ -189,6 +192,118 @@ async def test_what_cannot_fit_is_cut_before_it_is_encoded(
         assert {prompt.token_ids for prompt in seen} == {seen[0].token_ids}
         refused = await client.post("/score", json={"prompt": "p", "response": "word " * 100_000})
         assert assert_problem(refused, 422, "prompt-too-long")["detail"].startswith("the response has at least")
+
+
+class Spaced(PromptRenderer):
+    """A token is a word with the space before it; `longest` is the bound's."""
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.seen: list[int] = []
+
+    def most_characters(self, tokens: int) -> int:
+        return tokens * self.longest
+
+    def drop_tokens(self, text: str, count: int) -> tuple[str, int]:
+        """As of tokens without a place in the text, one of three is not counted."""
+        self.seen.append(len(text))
+        words = text.split(" ")
+        return " ".join(words[count:]), min(len(words), max(1, count * 2 // 3))
+
+
+def by_the_longest(conversation: Conversation, excess: int, drop: Callable[[str, int], tuple[str, int]]) -> Any:
+    """The rule: what is too much goes from the longest text, again and again."""
+    while excess > 0:
+        places = [(turn, part) for turn, each in enumerate(conversation) for part in range(len(each.parts))]
+        places = [(turn, part) for turn, part in places if isinstance(conversation[turn].parts[part], str)]
+        turn, part = max(places, key=lambda place: len(str(conversation[place[0]].parts[place[1]])), default=(0, 0))
+        if not places or not conversation[turn].parts[part]:
+            return None
+        parts = list(conversation[turn].parts)
+        parts[part], dropped = drop(str(parts[part]), excess)
+        conversation = (
+            *conversation[:turn],
+            replace(conversation[turn], parts=tuple(parts)),
+            *conversation[turn + 1 :],
+        )
+        excess -= dropped
+    return conversation
+
+
+def conversations() -> list[Conversation]:
+    draw = random.Random(1)
+
+    def text() -> str:
+        return " ".join("abcdefg"[: draw.randrange(8)] for _ in range(draw.randrange(12)))
+
+    return [
+        tuple(
+            Turn("user", tuple(IMAGE if draw.random() < 0.2 else text() for _ in range(draw.randrange(5))))
+            for _ in range(draw.randrange(4))
+        )
+        for _ in range(300)
+    ]
+
+
+def test_the_longest_text_is_cut_first_again_and_again() -> None:
+    draw = random.Random(2)
+    for conversation in conversations():
+        limit, tokens = draw.randrange(20), draw.randrange(20, 60)
+        renderer = Spaced(draw.randrange(1, 9))
+        characters = sum(len(part) for turn in conversation for part in turn.parts if isinstance(part, str))
+        excess = characters - renderer.most_characters(limit)
+        first = by_the_longest(conversation, excess, lambda text, count: (text[count:], len(text)))
+        assert first_cut(renderer, conversation, limit) == first
+        expected = by_the_longest(first, tokens - limit, renderer.drop_tokens)
+        assert shorten(renderer, conversation, PromptTooLong("long", tokens, limit)) == expected
+
+
+MANY = tuple(Turn("user", ("w " * 50,) * 100) for _ in range(200))
+
+
+def test_a_conversation_of_many_parts_is_shortened_soon() -> None:
+    renderer = Spaced(longest=50)
+    started = time.monotonic()
+    assert first_cut(renderer, MANY, 10_000)[-1] == MANY[-1]
+    assert shorten(renderer, MANY, PromptTooLong("long", 1_000_000, 40_000)) is not None
+    assert time.monotonic() - started < 5
+    assert len(renderer.seen) > 10_000
+
+
+def test_nothing_is_shortened_for_a_request_that_was_given_up() -> None:
+    renderer = Spaced(longest=50)
+    error = PromptTooLong("long", 1_000_000, 40_000)
+    assert shorten(renderer, MANY, error, lambda: len(renderer.seen) == 5) is None
+    assert len(renderer.seen) == 5
+
+
+async def test_a_request_that_is_given_up_ends_its_shortening(
+    settings: Settings,
+    engine: StandInEngine,
+    checkpoint: Checkpoint,
+    renderer: PromptRenderer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dropped = 0
+
+    def slowly(text: str, count: int) -> tuple[str, int]:
+        nonlocal dropped
+        dropped += 1
+        time.sleep(0.02)
+        return "", 1
+
+    monkeypatch.setattr(renderer, "drop_tokens", slowly)
+    engine.max_tokens = 300
+    chosen = settings.model_copy(update={"overlong": "truncate", "request_deadline_s": 0.5})
+    content = [{"type": "text", "text": "red one"}] * 100
+    turns = [{"role": role, "content": content} for role in ("user", "assistant")] * 5
+    body = {"messages": [*turns, {"role": "user", "content": "p"}], "response": "r"}
+    async with serving(chosen, engine, checkpoint, renderer) as client:
+        assert_problem(await client.post("/score", json=body), 504, "deadline-exceeded")
+        await asyncio.sleep(0.2)  # the text that was being cut
+        done = dropped
+        await asyncio.sleep(0.3)
+    assert 0 < dropped == done
 
 
 def test_empty_parts_are_work_too() -> None:
