@@ -4,7 +4,8 @@ What decides a score (weights, template, image processor) is the checkpoint's an
 takes only what changes speed and memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -20,6 +21,8 @@ from beholder.images import ImageLimits
 from beholder.model_settings import MemoryShare, ModelSettings, check_engine_args, check_own_engine_args, divide
 
 LIMITS: Final = ImageLimits()
+NEARLY: Final = 0.9
+"""How alike two names must be (difflib's ratio) to be taken for one that is misspelt."""
 
 
 def _split(value: object) -> object:
@@ -217,6 +220,15 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
     except ValueError as error:
         # pydantic-settings wraps a BEHOLDER_ENGINE_ARGS that is not JSON in an error of its own.
         raise ConfigurationError(f"settings: {error}: {error.__cause__}") from None
+
+
+def misspelt_variables(names: Iterable[str]) -> list[str]:
+    """A line for each of the environment's `names` that is nearly a setting's, and is not read. A cluster sets
+    BEHOLDER_ variables of its own, so what is unknown cannot be refused."""
+    known = [f"BEHOLDER_{name.upper()}" for name in Settings.model_fields]
+    unknown = [name for name in names if name.startswith("BEHOLDER_") and name not in known]
+    near = [(name, get_close_matches(name, known, 1, NEARLY)) for name in sorted(unknown)]
+    return [f"{name} is no setting and not read: {meant[0]} is one" for name, meant in near if meant]
 
 
 def _problem(error: ErrorDetails) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from beholder.errors import ConfigurationError
 from beholder.images import ImageLimits
-from beholder.settings import load_settings
+from beholder.settings import load_settings, misspelt_variables
 
 
 @pytest.fixture
@@ -134,3 +134,16 @@ def test_a_broken_file_is_named(content: str | None, message: str, tmp_path: Pat
 
 def test_image_limits_are_the_defaults_of_training() -> None:
     assert load_settings({"checkpoint": "x"}).image_limits == ImageLimits()
+
+
+def test_misspelt_variables_are_told() -> None:
+    names = [
+        "BEHOLDER_API_KEY",
+        "BEHOLDER_MAX_INFLIGHT",
+        "BEHOLDER_HOST",
+        "BEHOLDER_URL",
+        "BEHOLDER_PORT_8000_TCP_ADDR",
+    ]
+    first, second = misspelt_variables([*names, "HOME"])
+    assert first == "BEHOLDER_API_KEY is no setting and not read: BEHOLDER_API_KEYS is one"
+    assert second.endswith("BEHOLDER_MAX_IN_FLIGHT is one")
