@@ -1,5 +1,6 @@
 """Ray Data on a cluster of two nodes on this machine: the file of one process, also when a node dies in the middle."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -7,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from beholder.errors import DataError, EngineUnavailable
-from beholder.offline.ray_scoring import SPAN, RayBackend
+from beholder.offline.ray_scoring import SPAN, RayBackend, SpanScorer
 from beholder.offline.scoring import Job, Position, score_file
+from beholder.offline.tasks import Scored
 from beholder.settings import Settings, load_settings
 from tests.offline.scoring import read, score, write
+from tests.pictures import png
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'beholder[ray]'")
 
@@ -116,6 +122,22 @@ def test_a_cluster_writes_the_file_of_one_process(
         score_file(Job(many, tmp_path / "dead.jsonl", image_root=root, progress=False), RayBackend(dying))
     score(fake, many, tmp_path / "dead.jsonl", image_root=root)  # one process finishes what a cluster began
     assert (tmp_path / "dead.jsonl").read_bytes() == expected
+
+
+def test_a_linked_input_is_read_by_its_own_name(fake: Settings, tmp_path: Path) -> None:
+    """As in a Hugging Face cache: the file lies elsewhere, under a name without a suffix, the images by the link."""
+    for folder in ("blobs", "snapshot"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "snapshot" / "a.png").write_bytes(png())
+    records = [{"id": f"{n}", "prompt": "?", "img_path": "a.png", "responses": ["A", "B"]} for n in range(3)]
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "blobs" / "cafebabe")
+    data = tmp_path / "snapshot" / "data.parquet"
+    data.symlink_to(tmp_path / "blobs" / "cafebabe")
+    scorer = SpanScorer(*RayBackend(fake)._scorer_args(Job(data, tmp_path / "out.jsonl")))
+    answer = json.loads(scorer({"offset": np.array([0]), "number": np.array([0])})["answer"][0])
+    outcomes = [outcome for record in answer["records"] for outcome in Scored.from_json(record).outcomes]
+    assert len(outcomes) == 6
+    assert all(outcome.code is None for outcome in outcomes)
 
 
 def test_an_array_cannot_be_split(fake: Settings, tmp_path: Path) -> None:

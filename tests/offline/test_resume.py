@@ -5,12 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from beholder.errors import DataError
 from beholder.offline.journal import Journal
+from beholder.offline.results import write_rows
 from beholder.offline.scoring import Job, Position, score_file
 from beholder.offline.tasks import Scored
 from beholder.settings import Settings
@@ -22,6 +26,12 @@ RECORDS = [{"id": f"r{n}", "prompt": "?", "responses": ["A" * n, "é"]} for n in
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     return Job(write(tmp_path / "data.jsonl", RECORDS), tmp_path / "out.jsonl", progress=False)
+
+
+@pytest.fixture
+def about(job: Job) -> dict[str, Any]:
+    """What stands in the job's journal."""
+    return {**CountingBackend().about, "image_root": job.images_from}
 
 
 @pytest.fixture
@@ -110,6 +120,65 @@ def test_restart_forgets_a_journal_of_another_checkpoint(job: Job, whole: bytes)
     assert {row["fingerprint"] for row in read(job.output)} == {"b" * 64}
 
 
+def test_a_restart_that_was_cut_off_is_taken_up_again(job: Job, whole: bytes) -> None:
+    """Without the flag; until then the old output stands as it was."""
+    job.output.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        score_file(replace(job, restart=True), CountingBackend(stop_after=3))
+    assert job.output.read_bytes() == b"old"
+    backend = CountingBackend()
+    score_file(job, backend)
+    assert backend.lines == [4]
+    assert job.output.read_bytes() == whole
+    assert not partial(job).exists()
+
+
+def test_a_restart_killed_once_its_output_was_written_is_finished(
+    job: Job, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+        write_rows(path, rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("beholder.offline.scoring.write_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            score_file(replace(job, restart=True), CountingBackend())
+    backend = CountingBackend()
+    score_file(job, backend)
+    assert backend.lines == []
+    assert job.output.read_bytes() == whole
+    assert not partial(job).exists()
+
+
+@pytest.mark.parametrize("left", [b"", b'{"journal": 2'])
+def test_an_output_is_not_replaced_where_no_restart_was_begun(job: Job, left: bytes) -> None:
+    """Also not when a restart was killed before it said so."""
+    job.output.write_bytes(b"old")
+    partial(job).write_bytes(left)
+    with pytest.raises(DataError, match=r"out\.jsonl exists"):
+        score_file(job, CountingBackend())
+    assert (job.output.read_bytes(), partial(job).read_bytes()) == (b"old", left)
+
+
+def test_an_output_beside_the_journal_of_a_plain_run_is_not_replaced(job: Job) -> None:
+    interrupt(job, after=3)
+    job.output.write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"out\.jsonl exists"):
+        score_file(job, CountingBackend())
+    assert job.output.read_bytes() == b"mine"
+
+
+def test_other_pictures_are_refused(job: Job, tmp_path: Path, whole: bytes) -> None:
+    """Those of another folder; the default one may be named as well."""
+    interrupt(job, after=2)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match=rf"was begun with image_root {tmp_path}, this run has {tmp_path}/other: "):
+        score_file(replace(job, image_root=tmp_path / "other"), CountingBackend())
+    score_file(replace(job, image_root=tmp_path / "other" / ".."), CountingBackend())
+    assert job.output.read_bytes() == whole
+
+
 @pytest.mark.parametrize("content", [b"{}\n", b"not json\n", b'[{"id": 1}]\n'])
 def test_a_file_that_is_no_journal_is_left_alone(job: Job, content: bytes) -> None:
     partial(job).write_bytes(content)
@@ -126,28 +195,28 @@ def test_a_journal_damaged_inside_is_refused(job: Job) -> None:
         score_file(job, CountingBackend())
 
 
-def test_two_processes_do_not_write_one_file(job: Job) -> None:
+def test_two_processes_do_not_write_one_file(job: Job, about: dict[str, Any]) -> None:
     """The other process holds the journal until its standard input ends."""
     path = partial(job)
     code = (
         "import sys; from pathlib import Path; from beholder.offline.journal import Journal; "
-        f"journal = Journal(Path({str(path)!r}), {CountingBackend().about!r}); print('held', flush=True); "
+        f"journal = Journal(Path({str(path)!r}), {about!r}); print('held', flush=True); "
         "sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(DataError, match="another process is scoring to this file"):
-            Journal(path, CountingBackend().about)
+            Journal(path, about)
         other.send_signal(signal.SIGKILL)
     score_file(job, CountingBackend())  # a killed process holds nothing
 
 
-def test_a_full_disk_loses_nothing_that_was_written(job: Job, whole: bytes) -> None:
+def test_a_full_disk_loses_nothing_that_was_written(job: Job, about: dict[str, Any], whole: bytes) -> None:
     found: list[Scored] = []
     CountingBackend().run(job, Position(), found.append)
     with Path("/dev/full").open("wb") as full:
-        journal = Journal(partial(job), CountingBackend().about)
+        journal = Journal(partial(job), about)
         assert list(journal.records()) == []
         own = os.dup(journal._file.fileno())
         os.dup2(full.fileno(), journal._file.fileno())

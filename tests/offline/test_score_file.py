@@ -22,7 +22,9 @@ def test_one_row_a_response_in_order(fake: Settings, scenes: Path, tmp_path: Pat
     rows, records = read(tmp_path / "out.jsonl"), read(scenes)
     expected = [(record["id"], index) for record in records for index in range(len(record["responses"]))]
     assert [(row["id"], row["index"]) for row in rows] == expected
-    assert list(rows[0]) == ["id", "index", "score", "normalized", "error", "line", "fingerprint"]
+    assert list(rows[0]) == [
+        "id", "index", "score", "normalized", "truncated", "error", "line", "digest", "fingerprint",
+    ]  # fmt: skip
     assert {row["fingerprint"] for row in rows} == {read_checkpoint(fake.checkpoint).fingerprint}
     assert all(row["error"] is None and row["normalized"] is not None for row in rows)
     assert [rows[4]["line"], rows[-1]["line"]] == [2, 64]
@@ -71,9 +73,11 @@ def test_parquet_in_and_out(fake: Settings, tmp_path: Path) -> None:
     score(fake, lines, tmp_path / "from_lines.jsonl")
     score(fake, tmp_path / "data.parquet", tmp_path / "from_parquet.jsonl")
     score(fake, tmp_path / "data.parquet", tmp_path / "out.parquet")
-    rows = read(tmp_path / "from_lines.jsonl")
-    assert read(tmp_path / "from_parquet.jsonl") == rows
+    rows = read(tmp_path / "from_parquet.jsonl")
     assert parquet.read_table(tmp_path / "out.parquet").to_pylist() == rows
+    others = read(tmp_path / "from_lines.jsonl")
+    assert {row.pop("digest") for row in rows}.isdisjoint([row.pop("digest") for row in others])  # of other records
+    assert rows == others
 
 
 def test_records_without_an_id_are_told_apart(fake: Settings, tmp_path: Path) -> None:
@@ -83,6 +87,46 @@ def test_records_without_an_id_are_told_apart(fake: Settings, tmp_path: Path) ->
     first, second = (row["id"] for row in read(tmp_path / "out.jsonl"))
     assert (first[:2], second[:2]) == ("1-", "3-")
     assert first[2:] == second[2:]
+
+
+def test_a_record_with_a_null_id_has_its_idx(fake: Settings, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", [{"id": None, "idx": 5, "prompt": "?", "responses": ["A"]}])
+    score(fake, data, tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl")[0]["id"] == "5"
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.JSON", "out.csv"])
+def test_a_name_of_another_form_is_refused(fake: Settings, scenes: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"name an output that ends in \.jsonl or \.parquet"):
+        score(fake, scenes, tmp_path / name)
+
+
+def test_what_is_too_long_is_cut_by_setting_and_said_so(fake: Settings, tmp_path: Path) -> None:
+    """With a picture, which takes tokens that only the engine knows of; a response is never cut."""
+    (tmp_path / "a.png").write_bytes(png())
+    long = "word " * 2000 + "the end?"
+    data = write(
+        tmp_path / "data.jsonl",
+        [
+            {"prompt": long, "img_path": "a.png", "responses": ["A", "B"]},
+            {"prompt": "?", "responses": ["A", long]},
+        ],
+    )
+    cutting = fake.model_copy(update={"overlong": "truncate"})
+    assert score(cutting, data, tmp_path / "out.jsonl").errors == {"prompt-too-long": 1}
+    assert [row["truncated"] for row in read(tmp_path / "out.jsonl")] == [True, True, False, None]
+    score(fake, data, tmp_path / "refused.jsonl")
+    assert [row["truncated"] for row in read(tmp_path / "refused.jsonl")] == [None, None, False, None]
+
+
+def test_what_was_cut_is_scored_again_where_the_engine_fails(
+    tiny_checkpoint: Path, fake: Settings, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "data.jsonl", [{"prompt": "word " * 2000, "responses": [f"A{n}" for n in range(40)]}])
+    failing = fake.model_copy(update={"overlong": "truncate", "engine_args": {"failure_rate": 0.2}})
+    summary = score(failing, data, tmp_path / "out.jsonl")
+    assert summary.scored > 30
+    assert summary.scored + summary.errors["engine-error"] == 40
 
 
 @pytest.mark.parametrize(("options", "error_rows"), [({"failure_rate": 0.3}, True), ({"failure_rate": 0.0}, False)])

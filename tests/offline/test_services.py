@@ -1,17 +1,23 @@
 """Running services by URL: the same file as with an engine here, and the same errors."""
 
+import io
+import random
+import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from beholder.checkpoint import read_checkpoint
+from beholder.cli import main
 from beholder.engine.fake import FakeEngine
-from beholder.errors import BeholderError, EngineUnavailable, FingerprintMismatch
+from beholder.errors import BeholderError, ConfigurationError, EngineUnavailable, FingerprintMismatch
 from beholder.offline.backends import ServiceBackend
 from beholder.offline.scoring import Job, score_file
 from beholder.prompts import PromptRenderer
@@ -21,12 +27,25 @@ from tests.service.serving import served
 from tests.training.hostile import write_hostile
 
 
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    checkpoint = read_checkpoint(settings.checkpoint)
+    renderer = PromptRenderer.from_folder(settings.checkpoint)
+    with served(settings, FakeEngine(settings, checkpoint), checkpoint, renderer) as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
 def url(fake: Settings) -> Iterator[str]:
-    checkpoint = read_checkpoint(fake.checkpoint)
-    renderer = PromptRenderer.from_folder(fake.checkpoint)
-    with served(fake, FakeEngine(fake, checkpoint), checkpoint, renderer) as url:
+    with serving(fake) as url:
         yield url
+
+
+def large_png() -> bytes:
+    """More than 20 MiB: noise does not compress."""
+    picture = io.BytesIO()
+    Image.frombytes("RGB", (2700, 2700), random.Random(0).randbytes(3 * 2700**2)).save(picture, "PNG", compress_level=0)
+    return picture.getvalue()
 
 
 def test_scores_are_those_of_an_engine_here(url: str, fake: Settings, scenes: Path, tmp_path: Path) -> None:
@@ -42,6 +61,58 @@ def test_bad_records_have_the_codes_of_an_engine_here(url: str, fake: Settings, 
     there, here = ([(row["id"], row["index"], row["score"], row["error"] and row["error"]["code"]) for row in rows]
                    for rows in map(read, (tmp_path / "there.jsonl", tmp_path / "here.jsonl")))  # fmt: skip
     assert there == here
+
+
+def test_a_cut_prompt_is_said_to_be_and_scored_as_by_an_engine_here(fake: Settings, tmp_path: Path) -> None:
+    """The second record's responses are sent one by one, since one of them is refused."""
+    long = "word " * 2000 + "the end?"
+    records = [{"prompt": long, "responses": ["A", "B"]}, {"prompt": long, "responses": ["A", " "]}]
+    data = write(tmp_path / "data.jsonl", records)
+    cutting = fake.model_copy(update={"overlong": "truncate"})
+    with serving(cutting) as url:
+        score_file(Job(data, tmp_path / "there.jsonl", progress=False), ServiceBackend([url]))
+    assert [row["truncated"] for row in read(tmp_path / "there.jsonl")] == [True, True, True, None]
+    score(cutting, data, tmp_path / "here.jsonl")
+    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+
+
+def test_an_image_may_be_as_large_as_is_set(
+    url: str, fake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large.png").write_bytes(large_png())
+    data = write(tmp_path / "data.jsonl", [{"prompt": "?", "img_path": "large.png", "responses": ["A"]}])
+    arguments = ["score-file", str(data), str(tmp_path / "out.jsonl"), "--no-progress", "--restart", "--url"]
+    assert main([*arguments, url]) == 0
+    assert "0 responses of 1 records scored, 1 errors: 1 image-too-large" in capsys.readouterr().err
+    monkeypatch.setenv("BEHOLDER_MAX_IMAGE_BYTES", str(64 * 2**20))
+    with serving(fake.model_copy(update={"max_image_bytes": 64 * 2**20})) as generous:
+        assert main([*arguments, generous]) == 0
+    assert "1 responses of 1 records scored, 0 errors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "bfloat16"}, "scores with dtype float32, {other} with bfloat16: two would mix"),
+        ({"max_model_len": 512}, "scores with max_tokens 1024, {other} with 512: two would mix"),
+    ],
+)
+def test_services_that_score_otherwise_are_refused(
+    url: str, fake: Settings, scenes: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with serving(fake.model_copy(update=change)) as other:
+        expected = re.escape(f"{url} {message.format(other=other)}")
+        with pytest.raises(ConfigurationError, match=expected):
+            score_file(Job(scenes, tmp_path / "out.jsonl", progress=False), ServiceBackend([url, other]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_does_not_answer_is_left_out_and_named(
+    url: str, texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = ServiceBackend(["http://127.0.0.1:1", url])
+    assert score_file(Job(texts, tmp_path / "out.jsonl", progress=False), backend).scored == 80
+    assert "scoring without a service: http://127.0.0.1:1/models: " in caplog.text
 
 
 def test_another_checkpoint_than_at_the_start_ends_the_run(url: str, scenes: Path, tmp_path: Path) -> None:

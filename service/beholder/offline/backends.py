@@ -1,8 +1,9 @@
 """An engine in this process, or services by URL."""
 
 import asyncio
+import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
 from typing import Any, Final
@@ -11,8 +12,9 @@ import httpx
 
 from beholder.checkpoint import read_checkpoint
 from beholder.client import AsyncRewardClient
-from beholder.client.base_urls import parse_base_url
+from beholder.client.base_urls import BaseUrl, parse_base_url
 from beholder.errors import ConfigurationError, EngineUnavailable
+from beholder.images import ImageLimits
 from beholder.local import trusted
 from beholder.offline.pipeline import scored_in_order
 from beholder.offline.scorers import EngineScorer, RecordScorer, ServiceScorer
@@ -21,11 +23,15 @@ from beholder.offline.tasks import Scored, Task
 from beholder.settings import Settings
 
 _CONNECTIONS = 64
+_DECIDING: Final = ("fingerprint", "engine", "dtype", "input", "calibrated", "max_tokens")
+"""Of a model's card: of two services that differ in one, the scores would not be of one kind."""
 _SWITCH_S: Final = 0.0005
 _ENGINE_ARGS: Final[dict[str, dict[str, Any]]] = {
     "vllm": {"mm_processor_cache_gb": 0.5},
     "transformers": {"image_cache_bytes": 64 * 2**20},
 }
+
+_log = logging.getLogger(__name__)
 
 
 class EngineBackend:
@@ -47,19 +53,27 @@ class EngineBackend:
 
 
 class ServiceBackend:
-    """Scores with running services, which must all serve one checkpoint: as `model`, or as their first model.
+    """Scores with running services, which must all serve one checkpoint alike: as `model`, or as their first model.
 
-    Raises EngineUnavailable, ConfigurationError.
+    Those that do not answer at the beginning have no part in the run. `max_image_bytes` is theirs. Raises
+    EngineUnavailable, ConfigurationError.
     """
 
-    def __init__(self, urls: Sequence[str], api_key: str | None = None, model: str | None = None) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        api_key: str | None = None,
+        model: str | None = None,
+        max_image_bytes: int = ImageLimits().max_bytes,
+    ) -> None:
         self._urls = urls
         self._api_key = api_key
         self._model = model
+        self._max_image_bytes = max_image_bytes
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        card = self._card()
+        card = next(iter(self._cards.values()))
         return {"fingerprint": card["fingerprint"], "engine": card["engine"], "dtype": card["dtype"]}
 
     def run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
@@ -67,26 +81,53 @@ class ServiceBackend:
 
     async def _run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
         async with AsyncRewardClient(
-            self._urls,
+            [*self._cards],
             api_key=self._api_key,
             fingerprint=self.about["fingerprint"],
             model=self._model,
             max_concurrency=_CONNECTIONS,
         ) as client:
-            await drive(job.tasks(position), ServiceScorer(client), job.in_flight, accept)
+            scorer = ServiceScorer(client, self._max_image_bytes)
+            await drive(job.tasks(position), scorer, job.in_flight, accept)
 
-    def _card(self) -> dict[str, Any]:
-        """What the first service that answers says about the model."""
-        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        problem = ""
-        for base in map(parse_base_url, self._urls):
-            url = f"{base}/models"
+    @cached_property
+    def _cards(self) -> dict[str, dict[str, Any]]:
+        """What each service that answers says about the model, by its URL."""
+        cards: dict[str, dict[str, Any]] = {}
+        problems: list[str] = []
+        for url in self._urls:
             try:
-                answer = httpx.get(url, headers={**headers, **base.headers}).raise_for_status().json()
-                return _card_of(answer["models"], self._model)
-            except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-                problem = f"{url}: {str(error).splitlines()[0]}"
-        raise EngineUnavailable(f"{problem}: is a Beholder service running there?")
+                cards[url] = self._ask(parse_base_url(url))
+            except EngineUnavailable as error:
+                problems.append(str(error))
+        if not cards:
+            raise EngineUnavailable(problems[-1])
+        for problem in problems:
+            _log.warning("scoring without a service: %s", problem)
+        _require_alike(cards)
+        return cards
+
+    def _ask(self, base: BaseUrl) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        url = f"{base}/models"
+        try:
+            answer = httpx.get(url, headers={**headers, **base.headers}).raise_for_status().json()
+            return _card_of(answer["models"], self._model)
+        except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+            problem = str(error).partition("\n")[0]
+            raise EngineUnavailable(f"{url}: {problem}: is a Beholder service running there?") from None
+
+
+def _require_alike(cards: Mapping[str, dict[str, Any]]) -> None:
+    """Raises ConfigurationError where two differ in what decides a score."""
+    (first, expected), *others = cards.items()
+    for url, card in others:
+        for name in _DECIDING:
+            if card.get(name) != expected.get(name):
+                raise ConfigurationError(
+                    f"{parse_base_url(first)} scores with {name} {expected.get(name)}, {parse_base_url(url)} with "
+                    f"{card.get(name)}: two would mix in one file; give --url of services that are alike"
+                )
 
 
 def _card_of(cards: Sequence[dict[str, Any]], model: str | None) -> dict[str, Any]:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from beholder.settings import Settings
 
 SCORE_NOTES: Final = """IN holds prompts and responses: to score, pairs or rated completions, as JSONL, JSON or
-Parquet. OUT has one row a response, in order. A run that ended early goes on where it was with the same command. Engine
-settings other than those below come from BEHOLDER_* variables or --config, as for `beholder serve`.
+Parquet. OUT has one row a response, in order. A run that ended early goes on where it was with the same command, but
+without --restart. Settings other than those below come from BEHOLDER_* variables or --config, as for `beholder serve`;
+with --url there is one, max_image_bytes, which is to be the services'.
 
 examples:
   beholder score-file candidates.jsonl scores.jsonl --checkpoint runs/fruit/checkpoint
@@ -50,7 +51,8 @@ def _add_score_file(parser: argparse.ArgumentParser) -> None:
                         help="responses at a time, for each engine (default: 256)")  # fmt: skip
     parser.add_argument("--engines", type=_count, default=1, metavar="N",
                         help="for a small model: transformers engines, each a process (default: 1)")  # fmt: skip
-    parser.add_argument("--restart", action="store_true", help="score anew, whatever was scored or written before")
+    parser.add_argument("--restart", action="store_true",
+                        help="score anew, whatever was scored or written before; to go on, leave it out")  # fmt: skip
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
                         help="score on a Ray cluster, an engine a GPU (no address: this machine's)")  # fmt: skip
     parser.add_argument("--ray-engines", type=_count, metavar="N", help="default: one a GPU, else one a node")
@@ -121,7 +123,7 @@ def _backend(options: argparse.Namespace) -> "Backend":
     if options.url:
         if options.ray is not None:
             raise ConfigurationError("--ray loads the checkpoint on the cluster: give --checkpoint, not --url")
-        return ServiceBackend(options.url, _api_key(options.api_key_file), options.model)
+        return ServiceBackend(options.url, _api_key(options.api_key_file), options.model, _max_image_bytes(options))
     settings = _settings(options)
     if options.engines > 1 and settings.engine == "auto":
         settings = settings.model_copy(update={"engine": "transformers"})
@@ -142,6 +144,13 @@ def _settings(options: argparse.Namespace) -> "Settings":
     if "engine_args" in flags:
         flags["engine_args"] = parse_map(flags["engine_args"])
     return load_settings({"checkpoint": options.checkpoint, "log_level": "error", **flags}, options.config)
+
+
+def _max_image_bytes(options: argparse.Namespace) -> int:
+    """Set as for the services, which alone have a checkpoint."""
+    from beholder.settings import load_settings
+
+    return load_settings({"checkpoint": Path()}, options.config).max_image_bytes
 
 
 def _api_key(path: Path | None) -> str | None:

@@ -1,12 +1,13 @@
 """What has been scored, record by record in the input's order, in a file beside the output: OUT.partial.
 
-The first line says what scores, every other line is one scored record. Lines are only ever appended, so a kill at any
-moment costs at most a torn last line, which is cut off when the run is taken up again.
+The first line says what scores, and whether a restart began it; every other line is one scored record. Lines are only
+ever appended, so a kill at any moment costs at most a torn last line, which is cut off when the run is taken up again.
 """
 
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +19,8 @@ from beholder.offline.tasks import Scored
 
 SYNC_INTERVAL_S: Final = 2.0
 """How much a power cut may cost; a kill costs nothing that was written."""
-_VERSION: Final = 1
+_VERSION: Final = 2
+_FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 
 
 class Journal:
@@ -35,7 +37,7 @@ class Journal:
             self._lock()
             if restart:
                 self._file.truncate(0)
-            self._begin()
+            self._begin(restart)
         except BaseException:
             self._file.close()
             raise
@@ -83,19 +85,16 @@ class Journal:
         except OSError:
             pass  # some cluster file systems have no locks
 
-    def _begin(self) -> None:
+    def _begin(self, restart: bool) -> None:
         header = self._file.readline()
         if not header.endswith(b"\n"):  # new, or killed while it was made
             self._file.seek(0)
             self._file.truncate()
-            self._file.write(json.dumps(self._about).encode() + b"\n")
+            self._file.write(json.dumps({**self._about, "restart": restart}).encode() + b"\n")
             self._file.flush()
             return
-        try:
-            found = json.loads(header)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or "journal" not in found:
+        found = _header(header)
+        if found is None:
             raise DataError(f"{self.path} is not a journal of score-file: move it away")
         for name, value in self._about.items():
             if found.get(name) != value:
@@ -105,6 +104,25 @@ class Journal:
                 )
 
 
+def begun_by_restart(path: Path) -> bool:
+    """Whether the journal is that of a run with `restart`: then an output beside it is what the run is to replace."""
+    try:
+        with path.open("rb") as file:
+            header = _header(file.readline())
+    except OSError:
+        return False
+    return header is not None and header.get("restart") is True
+
+
+def _header(line: bytes) -> dict[str, Any] | None:
+    """None when it is not a journal's."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "journal" in found else None
+
+
 def _short(value: object) -> str:
     text = str(value)
-    return f"{text[:12]}..." if len(text) > 40 else text
+    return f"{text[:12]}..." if _FINGERPRINT.fullmatch(text) else text

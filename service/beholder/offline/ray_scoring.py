@@ -92,12 +92,7 @@ class RayBackend:
             warnings.simplefilter("ignore", DeprecationWarning)
             return spans.map_batches(
                 SpanScorer,
-                fn_constructor_args=(
-                    plain(self._settings),
-                    job.input.resolve(),
-                    job.image_root and job.image_root.resolve(),
-                    job.in_flight,
-                ),
+                fn_constructor_args=self._scorer_args(job),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(
                     size=engines,
@@ -108,6 +103,11 @@ class RayBackend:
                 max_restarts=0,
                 **resources,
             )
+
+    def _scorer_args(self, job: Job) -> tuple[dict[str, Any], Path, Path | None, int]:
+        """SpanScorer's. Links are kept: the input's own name says its form, and its folder where the images are."""
+        image_root = job.image_root and job.image_root.absolute()
+        return plain(self._settings), job.input.absolute(), image_root, job.in_flight
 
 
 class SpanScorer:

@@ -4,8 +4,10 @@ id            the record's id; without one LINE-DIGEST, from its line and conten
 index         which response of the record, from 0; null where the record could not be read
 score         the raw logit; null with an error
 normalized    in deviations from the mean of held-out responses; null where the checkpoint is not calibrated
+truncated     whether the prompt was shortened, since it was too long; null with an error
 error         null, or {"code", "message"}
 line          the record's line (Parquet: row) in the input, from 1
+digest        of the record's content, 32 hex digits
 fingerprint   of the checkpoint
 """
 
@@ -20,6 +22,8 @@ from beholder.errors import DataError
 from beholder.offline.tasks import Scored
 
 _GROUP: Final = 50_000  # rows of a Parquet row group
+_OTHER_FORMS: Final = (".json", ".csv")
+"""Suffixes under which other programs, and `read_rows`, expect other than JSON lines."""
 
 
 def result_rows(scored: Scored, fingerprint: str) -> Iterator[dict[str, Any]]:
@@ -30,8 +34,10 @@ def result_rows(scored: Scored, fingerprint: str) -> Iterator[dict[str, Any]]:
             "index": None if scored.unread else index,
             "score": outcome.score,
             "normalized": outcome.normalized,
+            "truncated": None if outcome.code else outcome.truncated,
             "error": {"code": outcome.code, "message": outcome.message} if outcome.code else None,
             "line": scored.line,
+            "digest": scored.digest,
             "fingerprint": fingerprint,
         }
 
@@ -42,6 +48,8 @@ def is_parquet(path: Path) -> bool:
 
 def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
     """Raises DataError when `path` cannot be written once everything is scored, or takes the place of an input."""
+    if path.suffix.lower() in _OTHER_FORMS:
+        raise DataError(f"{path}: JSON lines or Parquet are written: name an output that ends in .jsonl or .parquet")
     if not path.parent.is_dir():
         raise DataError(f"{path.parent} is not a folder: make it, or name another output")
     for written, source in product((path, journal_path(path), _scratch_path(path)), inputs):
@@ -99,8 +107,10 @@ def _schema() -> Any:
             "index": pyarrow.int64(),
             "score": pyarrow.float64(),
             "normalized": pyarrow.float64(),
+            "truncated": pyarrow.bool_(),
             "error": pyarrow.struct({"code": text, "message": text}),
             "line": pyarrow.int64(),
+            "digest": text,
             "fingerprint": text,
         }
     )

@@ -9,9 +9,9 @@ import stat
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -28,14 +28,17 @@ from beholder.errors import (
     ImageTooLarge,
     InvalidRequest,
     ModelNotFound,
+    PromptTooLong,
     RequestTimeout,
     TooManyImages,
 )
-from beholder.images import ImageLimits, LoadedImage, load_image, load_image_file
+from beholder.images import LoadedImage, load_image, load_image_file
 from beholder.offline.tasks import Outcome, Task
-from beholder.prompts import Prompt, PromptRenderer, single_turn
+from beholder.prompts import Conversation, Prompt, PromptRenderer, single_turn, without_images
 from beholder.rewards import normalize
 from beholder.settings import Settings
+from beholder.truncation import ATTEMPTS as CUTS
+from beholder.truncation import first_cut, shorten
 
 ATTEMPTS: Final = 3
 """For a response that the engine, or a service, fails on while it scores others."""
@@ -51,10 +54,19 @@ class RecordScorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What the engine takes for each response, or the response's error."""
+class _Item:
+    """A response that can be scored: what the engine takes, and what that was rendered from."""
 
-    prompts: list[Prompt | Outcome]
+    prompt: Prompt
+    conversation: Conversation
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Of each response what is scored, or its error."""
+
+    items: list[_Item | Outcome]
     pixels: int
 
 
@@ -68,6 +80,7 @@ class EngineScorer:
         self._renderer = renderer
         self._limits = settings.image_limits
         self._max_images = settings.max_images
+        self._cuts = settings.overlong == "truncate"
         self._calibration = calibration
         self._threads = ThreadPoolExecutor(_PREPARING, "prepare")
         self._preparing = asyncio.Semaphore(_PREPARING)
@@ -82,30 +95,68 @@ class EngineScorer:
             pixels = sum(record.pixels for record in prepared)
             self._room.take(pixels)
         try:
-            outcomes = iter(await self._score([prompt for record in prepared for prompt in record.prompts]))
+            outcomes = iter(await self._score([item for record in prepared for item in record.items]))
         finally:
             self._room.give(pixels)
-        return [tuple(islice(outcomes, len(record.prompts))) for record in prepared]
+        return [tuple(islice(outcomes, len(record.items))) for record in prepared]
 
-    async def _score(self, prompts: Sequence[Prompt | Outcome]) -> list[Outcome]:
+    async def _score(self, items: Sequence[_Item | Outcome]) -> list[Outcome]:
         """All at once; then again, each alone, those on which the engine failed."""
-        scores = iter(await score_group(self._engine, [item for item in prompts if isinstance(item, Prompt)]))
+        scores = iter(await self._score_together([item for item in items if isinstance(item, _Item)]))
         outcomes: list[Outcome] = []
-        for prompt in prompts:
-            if isinstance(prompt, Outcome):
-                outcomes.append(prompt)
+        for item in items:
+            if isinstance(item, Outcome):
+                outcomes.append(item)
             elif isinstance(found := next(scores), EngineScore):
                 outcomes.append(self._of_score(found))
             else:
-                outcomes.append(await _outcome(partial(self._score_prompt, prompt), found))
+                outcomes.append(await _outcome(partial(self._score_alone, item), found))
         return outcomes
 
-    async def _score_prompt(self, prompt: Prompt) -> Outcome:
-        return self._of_score(await self._engine.score(prompt))
+    async def _score_together(self, items: Sequence[_Item]) -> list[EngineScore | BaseException]:
+        """Of each its score or what failed; what is too long is shortened where the settings say so."""
+        scores = await score_group(self._engine, [item.prompt for item in items])
+        long = [index for index, score in enumerate(scores) if self._cuts and isinstance(score, PromptTooLong)]
+        shortened = (self._score_item(items[index]) for index in long)
+        for index, score in zip(long, await asyncio.gather(*shortened, return_exceptions=True), strict=True):
+            scores[index] = score
+        return scores
+
+    async def _score_alone(self, item: _Item) -> Outcome:
+        return self._of_score(await self._score_item(item))
+
+    async def _score_item(self, item: _Item) -> EngineScore:
+        try:
+            return await self._engine.score(item.prompt)
+        except PromptTooLong as error:
+            if not self._cuts:
+                raise
+            return await self._score_shortened(item, error)
+
+    async def _score_shortened(self, item: _Item, error: PromptTooLong) -> EngineScore:
+        """As the service does. Images are known to be as large only once the engine has expanded them, so this may take
+        several tries."""
+        images = item.prompt.images
+        # What the model does not read has left the prompt already: its slots go too.
+        conversation = item.conversation if images else without_images(item.conversation)
+        try:
+            for _ in range(CUTS):
+                cut = await asyncio.to_thread(shorten, self._renderer, conversation, error)
+                if cut is None:
+                    break
+                conversation = cut
+                prompt = await asyncio.to_thread(self._renderer.render, conversation, item.response, images)
+                try:
+                    return replace(await self._engine.score(prompt), truncated=True)
+                except PromptTooLong as again:
+                    error = again
+            raise error
+        finally:
+            del error  # its traceback holds this frame: a cycle
 
     def _of_score(self, score: EngineScore) -> Outcome:
         normalized = normalize([score.logit], self._calibration)[0] if self._calibration else None
-        return Outcome(score.logit, normalized)
+        return Outcome(score.logit, normalized, truncated=score.truncated)
 
     def _prepare(self, task: Task) -> _Prepared:
         """Runs in a thread."""
@@ -116,13 +167,16 @@ class EngineScorer:
         except Exception as error:
             return _Prepared([_of_exception(error)] * len(task.responses), 0)
         conversation = single_turn(task.prompt, len(images))
-        prompts: list[Prompt | Outcome] = []
+        if self._cuts:
+            conversation = first_cut(self._renderer, conversation, self._engine.max_tokens)
+        items: list[_Item | Outcome] = []
         for response in task.responses:
             try:
-                prompts.append(self._renderer.render(conversation, response, images))
+                prompt = self._renderer.render(conversation, response, images)
+                items.append(_Item(prompt, conversation, response))
             except Exception as error:
-                prompts.append(_of_exception(error))
-        return _Prepared(prompts, sum(image.pixels.width * image.pixels.height for image in images))
+                items.append(_of_exception(error))
+        return _Prepared(items, sum(image.pixels.width * image.pixels.height for image in images))
 
     def _load_images(self, images: Sequence[Path | bytes]) -> list[LoadedImage]:
         if len(images) > self._max_images:
@@ -130,16 +184,19 @@ class EngineScorer:
         return [load_image(i, self._limits) if isinstance(i, bytes) else self._load_file(i) for i in images]
 
     def _load_regular_file(self, path: Path) -> LoadedImage:
-        require_image_file(path, self._limits)
+        require_image_file(path, self._limits.max_bytes)
         return load_image_file(path, self._limits)
 
 
 class ServiceScorer:
-    """Ranks each record's responses over HTTP; `client` spreads them, retries and pins the checkpoint."""
+    """Ranks each record's responses over HTTP; `client` spreads them, retries and pins the checkpoint.
 
-    def __init__(self, client: AsyncRewardClient) -> None:
+    Image files above `max_image_bytes` are not sent: services that refuse one may hang up while it is on its way.
+    """
+
+    def __init__(self, client: AsyncRewardClient, max_image_bytes: int) -> None:
         self._client = client
-        self._limits = ImageLimits()
+        self._max_image_bytes = max_image_bytes
 
     async def score(self, tasks: Sequence[Task]) -> list[tuple[Outcome, ...]]:
         return await all_or_none(self._score_record(task) for task in tasks)
@@ -150,7 +207,7 @@ class ServiceScorer:
         try:
             for image in task.images:
                 if isinstance(image, Path):
-                    require_image_file(image, self._limits)
+                    require_image_file(image, self._max_image_bytes)
             return await self._rank(task)
         except (ImageError, ValueError) as error:
             return (_of_exception(error),) * len(task.responses)
@@ -162,9 +219,11 @@ class ServiceScorer:
 
     async def _rank(self, task: Task) -> tuple[Outcome, ...]:
         ranking = await self._client.rank(task.prompt, task.images, task.responses)
-        if ranking.normalized is None:
-            return tuple(map(Outcome, ranking.scores))
-        return tuple(map(Outcome, ranking.scores, ranking.normalized))
+        normalized = ranking.normalized or repeat(None)
+        return tuple(
+            Outcome(score, deviations, truncated=truncated)
+            for score, deviations, truncated in zip(ranking.scores, normalized, ranking.truncated, strict=False)
+        )
 
     async def _score(self, task: Task, response: str) -> Outcome:
         try:
@@ -173,7 +232,7 @@ class ServiceScorer:
             if _is_failure(error):
                 await self._require_service(error)
             raise
-        return Outcome(score.score, score.normalized)
+        return Outcome(score.score, score.normalized, truncated=score.truncated)
 
     async def _require_service(self, failure: BeholderError) -> None:
         """Raises EngineUnavailable where the service, or what stands before it, fails on a harmless text as well: then
@@ -184,7 +243,7 @@ class ServiceScorer:
             raise EngineUnavailable(f"{failure} (nor is anything else scored: {error})") from None
 
 
-def require_image_file(path: Path, limits: ImageLimits) -> None:
+def require_image_file(path: Path, max_bytes: int) -> None:
     """Raises ImageNotFound, ImageTooLarge; a device or a pipe would be read for ever."""
     try:
         found = path.stat()
@@ -192,8 +251,8 @@ def require_image_file(path: Path, limits: ImageLimits) -> None:
         raise ImageNotFound(f"image {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):
         raise ImageNotFound(f"image {path} is not a file")
-    if found.st_size > limits.max_bytes:
-        raise ImageTooLarge(f"image {path} has {found.st_size} bytes, at most {limits.max_bytes} are accepted")
+    if found.st_size > max_bytes:
+        raise ImageTooLarge(f"image {path} has {found.st_size} bytes, at most {max_bytes} are accepted")
 
 
 class _PixelRoom:

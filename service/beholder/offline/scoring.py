@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 from tqdm import tqdm
 
 from beholder.errors import DataError
-from beholder.offline.journal import Journal
+from beholder.offline.journal import Journal, begun_by_restart
 from beholder.offline.results import journal_path, require_writable, result_rows, write_rows
 from beholder.offline.tasks import Scored, Task, read_task
 from beholder.records.sources import Row, count_rows, read_rows
@@ -26,7 +26,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Job:
-    """What to score and where to. `in_flight`: responses at a time (on Ray, for each engine)."""
+    """What to score and where to. `in_flight`: responses at a time (on Ray, for each engine).
+
+    `restart` forgets an earlier run's journal and replaces its output, once the new one is complete.
+    """
 
     input: Path
     output: Path
@@ -35,6 +38,11 @@ class Job:
     stop_on_error: bool = False
     restart: bool = False
     progress: bool = True
+
+    @property
+    def images_from(self) -> str:
+        """The folder of image paths; another one may hold other pictures of the same names."""
+        return str((self.image_root or self.input.parent).resolve())
 
     def tasks(self, position: Position) -> Iterator[Task]:
         return (read_task(row, self.image_root) for row in read_rows(self.input, position.offset, position.number))
@@ -79,10 +87,11 @@ def score_file(job: Job, backend: Backend) -> Summary:
     if not job.input.is_file():
         raise DataError(f"{job.input}: No such file")
     require_writable(job.output, [job.input])
-    if job.output.exists() and not job.restart:
+    partial = journal_path(job.output)
+    if job.output.exists() and not job.restart and not begun_by_restart(partial):
         raise DataError(f"{job.output} exists: name another output, or score anew with --restart")
-    about = backend.about
-    with closing(Journal(journal_path(job.output), about, restart=job.restart)) as journal:
+    about = {**backend.about, "image_root": job.images_from}
+    with closing(Journal(partial, about, restart=job.restart)) as journal:
         summary = Summary()
         position = _resume(job, journal, summary)
         if next(read_rows(job.input, position.offset, position.number), None) is not None:

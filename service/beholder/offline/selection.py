@@ -118,7 +118,7 @@ def read_candidates(data: Path, scores: Path, image_root: Path | None = None) ->
         results = list(group)
         row = next(rows, None)
         task = read_task(row, image_root) if row is not None else None
-        if task is None or (task.line, task.id) != (line, results[0]["id"]):
+        if task is None or (task.line, task.digest) != (line, results[0]["digest"]):
             raise DataError(f"{scores} is not of {data}: line {line} is another record; score the file again")
         if task.problem is not None:
             continue
@@ -133,8 +133,10 @@ def _read_scores(scores: Path) -> Iterator[dict[str, Any]]:
     for row in read_rows(scores):
         if isinstance(row.value, BadRecord):
             raise row.value
-        if not isinstance(row.value, dict) or not row.value.keys() >= {"id", "index", "score", "line"}:
+        if not isinstance(row.value, dict) or not row.value.keys() >= {"index", "score", "line"}:
             raise DataError(f"{row.where}: not a result of score-file")
+        if "digest" not in row.value:
+            raise DataError(f"{row.where} has no digest, which shows what was scored: score the file again")
         yield row.value
 
 
@@ -145,7 +147,8 @@ def _score(known: tuple[float, str]) -> float:
 def _threshold(values: Iterable[float], fraction: float) -> float:
     """The least value of the highest `fraction`, of which one at least; equals of it are taken too."""
     found = sorted(array("d", values), reverse=True)
-    return found[max(1, math.ceil(fraction * len(found))) - 1] if found else math.inf
+    count = math.ceil(round(fraction * len(found), 9))  # 0.07 * 100 is a little more than 7
+    return found[max(1, count) - 1] if found else math.inf
 
 
 def _row(selected: Selected, output: Path) -> dict[str, Any]:
@@ -162,7 +165,7 @@ def _row(selected: Selected, output: Path) -> dict[str, Any]:
 
 def _image(image: Path | bytes, task: Task, output: Path) -> Any:
     """A path from the output's folder, so that the output can be read as it stands."""
-    path = None if isinstance(image, bytes) else os.path.relpath(image, output.parent)
+    path = None if isinstance(image, bytes) else os.path.relpath(image, output.parent.resolve())
     if is_parquet(output):
         return {"path": path, "bytes": image if isinstance(image, bytes) else None}
     if path is None:

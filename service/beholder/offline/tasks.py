@@ -1,6 +1,6 @@
 """A row of the input -> the responses to score, and what came of them."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ from beholder.records.sources import Row
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one response: the raw logit (and in deviations, where calibrated), or the code and message of its error."""
+    """Of one response: the raw logit (and in deviations, where calibrated), or the code and message of its error.
+
+    `truncated`: the conversation was shortened before.
+    """
 
     score: float | None = None
     normalized: float | None = None
     code: str | None = None
     message: str | None = None
+    truncated: bool = False
 
     @classmethod
     def of_error(cls, error: BeholderError) -> "Outcome":
@@ -53,12 +57,11 @@ class Scored:
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads; an outcome is the list of its fields."""
-        outcomes = [[outcome.score, outcome.normalized, outcome.code, outcome.message] for outcome in self.outcomes]
         return {
             "line": self.line,
             "digest": self.digest,
             "id": self.id,
-            "outcomes": outcomes,
+            "outcomes": [astuple(outcome) for outcome in self.outcomes],
             "unread": self.unread,
         }
 
@@ -85,5 +88,7 @@ def read_task(row: Row, image_root: Path | None = None) -> Task:
 
 def _given_id(value: Any) -> str | None:
     """The record's own id, whatever else is wrong with it; what is not Unicode in it is escaped."""
-    found = value.get("id", value.get("idx")) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    found = value.get("idx") if value.get("id") is None else value["id"]
     return None if found is None else str(found).encode(errors="backslashreplace").decode()

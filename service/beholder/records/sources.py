@@ -1,23 +1,24 @@
 """Data files -> decoded rows, each with the place that errors name. Knows files, not what the rows mean.
 
-    .jsonl     one object a line; place file:line
+    .jsonl     one object a line, after a byte order mark or none; place file:line
     .json      one array of objects, read whole; place file:item
-    .parquet   one object a row, read in batches; place file:row
+    .parquet   one object a row, read in batches of a row group; place file:row
 
 Places count from 1.
 """
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from beholder.errors import DataError
 from beholder.records.problems import BadRecord
 
-_ROWS = 256  # of a parquet file in memory at once: rows may hold images
+_ROWS = 64  # of a parquet file in memory at once: rows may hold images
 _BLOCK = 2**20
 
 
@@ -25,7 +26,8 @@ _BLOCK = 2**20
 class Row:
     """One row of `file`: its `number`, and its decoded `value` or why there is none.
 
-    `offset`: where reading goes on from here (see `read_rows`); `line`: its bytes, of a .jsonl file.
+    `offset`: where reading goes on from here (see `read_rows`); `line`: its bytes, of a .jsonl file; in Parquet
+    those of a text that is none.
     """
 
     file: Path
@@ -66,16 +68,9 @@ def split_rows(file: Path, size: int, offset: int = 0, number: int = 0) -> Itera
     if file.suffix.lower() == ".parquet":
         yield from ((start, start) for start in range(offset, _parquet_file(file).metadata.num_rows, size))
         return
-    count = 0
-    with file.open("rb") as lines:
-        lines.seek(offset)
-        for line in lines:
-            if line.strip():
-                if count % size == 0:
-                    yield offset, number
-                count += 1
-            offset += len(line)
-            number += 1
+    for count, line in enumerate(_filled_lines(file, offset, number)):
+        if count % size == 0:
+            yield line.start, line.number - 1
 
 
 def count_rows(file: Path) -> int | None:
@@ -94,23 +89,43 @@ def _plain(value: object) -> str:
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
-def _lines(file: Path, offset: int, number: int) -> Iterator[Row]:
+class _Line(NamedTuple):
+    """The bytes from `start` to `end`; `content` is without a byte order mark."""
+
+    start: int
+    end: int
+    number: int
+    content: bytes
+
+
+def _filled_lines(file: Path, offset: int, number: int) -> Iterator[_Line]:
+    """Those that are not blank."""
     with file.open("rb") as lines:
         lines.seek(offset)
         for line in lines:
-            offset += len(line)
+            start, offset = offset, offset + len(line)
             number += 1
-            if line.strip():
-                yield Row(file, number, _decode(line, f"{file}:{number}"), offset, line)
+            content = line if start else line.removeprefix(codecs.BOM_UTF8)
+            if content.strip():
+                yield _Line(start, offset, number, content)
+
+
+def _lines(file: Path, offset: int, number: int) -> Iterator[Row]:
+    for line in _filled_lines(file, offset, number):
+        yield Row(file, line.number, _decode(line.content, f"{file}:{line.number}"), line.end, line.content)
 
 
 def _decode(line: bytes, where: str) -> Any | BadRecord:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return BadRecord(where, "not-utf8", f"not UTF-8 text ({error.reason})")
+        return _not_utf8(where, error)
     except (ValueError, RecursionError) as error:
         return BadRecord(where, "not-json", f"not JSON ({error})")
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> BadRecord:
+    return BadRecord(where, "not-utf8", f"not UTF-8 text ({error.reason})")
 
 
 def _array(file: Path, offset: int, number: int) -> Iterator[Row]:
@@ -133,10 +148,31 @@ def _parquet(file: Path, offset: int, number: int) -> Iterator[Row]:
             index += rows
             continue
         for batch in source.iter_batches(batch_size=_ROWS, row_groups=[group]):
-            for row in batch.to_pylist():
-                index += 1
-                if index > offset:
-                    yield Row(file, index, row, index)
+            if index + batch.num_rows > offset:
+                yield from _batch(file, batch, index, offset)
+            index += batch.num_rows
+
+
+def _batch(file: Path, batch: Any, index: int, offset: int) -> Iterator[Row]:
+    """The rows of `batch`, of which the first follows `index` others; those up to `offset` are left out."""
+    for number, value in enumerate(_values(batch), start=index + 1):
+        if number <= offset:
+            continue
+        if isinstance(value, UnicodeDecodeError):
+            yield Row(file, number, _not_utf8(f"{file}:{number}", value), number, value.object)
+        else:
+            yield Row(file, number, value, number)
+
+
+def _values(batch: Any) -> list[Any]:
+    """Of each row its value, or why a text of it cannot be decoded."""
+    try:
+        values: list[Any] = batch.to_pylist()
+        return values
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [error]
+    return [value for row in range(batch.num_rows) for value in _values(batch.slice(row, 1))]
 
 
 def _parquet_file(file: Path) -> Any:
@@ -146,6 +182,7 @@ def _parquet_file(file: Path) -> Any:
     except ImportError:
         raise DataError(f"{file}: reading parquet needs pyarrow: pip install pyarrow") from None
     try:
-        return parquet.ParquetFile(file)
+        # Pages are read as they are needed: else the columns of a row group would be in memory as they stand on disk.
+        return parquet.ParquetFile(file, buffer_size=_BLOCK, pre_buffer=False)
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{file}: not a parquet file ({error})") from None
