@@ -29,11 +29,11 @@ CLIENT_GONE: Final = 499
 """nginx's status for this; nobody reads it but the metrics."""
 
 _RETRY: Final = {"Retry-After": "1"}
-# Where the body may be unread, the connection ends: a slow or unknown client must not keep it.
+# Where the body may be unread, the connection of a slow or unknown client ends. That of a large body does not: a client
+# that still sends would find the connection reset, and not the answer.
 _HEADERS: Final = {
     401: {"WWW-Authenticate": 'Bearer, Basic realm="beholder"', "Connection": "close"},
     408: {"Connection": "close"},
-    413: {"Connection": "close"},
     429: _RETRY,
     503: _RETRY,
 }

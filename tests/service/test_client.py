@@ -29,6 +29,7 @@ from beholder.errors import (
     ImageNotFound,
     InvalidRequest,
     InvalidText,
+    RequestTooLarge,
 )
 from beholder.prompts import PromptRenderer
 from beholder.server import bind
@@ -172,6 +173,12 @@ def test_a_string_is_not_taken_for_a_list_of_responses(url: str) -> None:
 def test_a_refused_image_is_named_by_its_place(url: str, golden_image: Path) -> None:
     with RewardClient(url) as client, pytest.raises(ImageError, match=r"images\[1\]"):
         client.score("p", [golden_image, b"not an image"], "r")
+
+
+def test_an_image_that_is_too_large_for_the_service_is_told_while_it_is_sent(url: str) -> None:
+    """A connection that the service closed on a client that still sends would be reset, and the answer lost."""
+    with RewardClient(url, retries=0) as client, pytest.raises(RequestTooLarge, match="smaller images"):
+        client.score("p", [bytes(60 * 2**20)], "r")
 
 
 def test_a_pinned_fingerprint_refuses_another_checkpoint(url: str) -> None:
