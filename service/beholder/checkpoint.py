@@ -10,12 +10,15 @@ reward.json records the sha256 of every other file. `fingerprint` is the sha256 
 score differently never share one.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -194,18 +197,52 @@ def write_golden(folder: Path, samples: list[GoldenSample]) -> None:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A scratch folder that becomes `target` at the end of the block; on an error nothing is left behind.
 
+    What writers of `target` that were killed have left is removed; of several that live the first to end has it.
     Raises CheckpointError when `target` exists already.
     """
-    if target.exists():
-        raise CheckpointError(f"{target} exists already: choose another folder or remove it")
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    _require_absent(target)
+    _remove_leftovers(target)
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     scratch.mkdir(parents=True)
     try:
-        yield scratch
-        scratch.rename(target)
+        with _locked(scratch):
+            yield scratch
+            _require_absent(target)
+            scratch.rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def _require_absent(target: Path) -> None:
+    if target.exists():
+        raise CheckpointError(f"{target} exists already: choose another folder or remove it")
+
+
+@contextmanager
+def _locked(scratch: Path) -> Iterator[None]:
+    """Says that its writer lives: the lock ends with the process, however that ends."""
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # where the file system has no locks, nobody can take one to remove the folder either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """The scratch folders of `target` that no writer has locked. An empty one may be about to be."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]+\.partial")
+    for scratch in filter(lambda path: name.fullmatch(path.name), target.parent.glob(".*.partial")):
+        with suppress(OSError):  # it is locked, or has become `target` meanwhile
+            descriptor = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any(scratch.iterdir()):
+                    shutil.rmtree(scratch)
+            finally:
+                os.close(descriptor)
 
 
 def sha256_file(path: Path) -> str:

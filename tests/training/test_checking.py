@@ -72,6 +72,14 @@ def test_check_data_measures_for_the_proxy(
     assert ("too-long: for the proxy: the conversation has" in capsys.readouterr().out) == (sees == "blank_image")
 
 
+@pytest.mark.parametrize("option", [["--max-length", "100"], ["--proxy-input", "text_only"], ["--proxy-base", "b"]])
+def test_check_data_measures_for_a_base_alone(
+    option: list[str], world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check-data", str(world / "length" / "train.jsonl"), *option]) == 1
+    assert f"{option[0]} measures sequences for a base: give --base too" in capsys.readouterr().err
+
+
 def _train(hostile: Path, world: Path, base: Path, output: Path, bad_records: str) -> int:
     files = ["--train", str(hostile), "--validation", str(world / "length" / "responses.jsonl")]
     settings = ["batch_prompts=8", "max_length=512", f"bad_records={bad_records}", "learning_rate=1e-3"]
@@ -126,7 +134,7 @@ def test_data_without_any_image_are_refused_unless_text_alone_is_asked_for(
     files = ["--train", str(data), "--validation", str(data), "--base", str(tiny_base)]
     arguments = ["train", *files, "--output", str(tmp_path / "rm"), "--steps", "1", "--algorithm", "standard"]
     assert main(arguments) == 1
-    assert f"{data}: no record has an image; set text_only=true" in capsys.readouterr().err
+    assert f"{data}: no record has an image; set text_only=true and algorithm=standard" in capsys.readouterr().err
     assert main([*arguments, "--set", "text_only=true"]) == 0
 
 

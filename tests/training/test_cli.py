@@ -1,6 +1,7 @@
 """`beholder-train` as a user runs it: a checkpoint from files, and one line for every mistake."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from beholder.checkpoint import read_checkpoint, verify_files
 from beholder_training.branch import Branch
 from beholder_training.cli import main
+from beholder_training.config import TrainingConfig
 from beholder_training.data import fingerprint, read_records
 
 
@@ -58,6 +60,7 @@ def test_the_exported_model_scores_as_the_trained_one(arguments: list[str], worl
         (["--algorithm", "magic"], "algorithm 'magic' is unknown: use one of standard, sfc, proxy_balanced, constant"),
         (["--set", "learning_rate=fast"], "learning_rate must be a number, not 'fast'"),
         (["--set", "learning_speed=1"], "unknown setting learning_speed"),
+        (["--set", "steps=1"], "steps is given by a flag and by --set: leave one of them out"),
         (["--config", "none.yaml"], "none.yaml"),
     ],
 )
@@ -69,6 +72,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert error.startswith("beholder-train: error: ")
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_gives_every_setting_its_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "label_smoothing: probability that a label is wrong" in printed
+    assert "learning_rate=1e-05" in printed
+    assert all(f"{field.name}=" in printed for field in fields(TrainingConfig)[4:])
 
 
 def test_a_repeated_flag_adds_to_the_earlier_one(arguments: list[str], world: Path, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """The ready configurations say what was published, and every setting is checked."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from beholder.errors import CheckpointError, DataError
 from beholder_training.bases import make_base
-from beholder_training.config import TrainingConfig, load_config
+from beholder_training.config import TrainingConfig, load_config, read_assignments
 from beholder_training.data import read_records
+from beholder_training.domains import DOMAINS
 from beholder_training.pipeline import make_branches
 from tests.training.runs import config
 
@@ -54,11 +56,61 @@ def test_a_ready_configuration_has_the_published_hyper_parameters(path: Path) ->
         ({"proxy_learning_rate": 0}, "proxy_learning_rate must be positive"),
         ({"calibration_records": 0}, "calibration_records must be positive, not 0"),
         ({"algorithm": "standard", "save_proxy": True}, "save_proxy needs an algorithm that trains a proxy"),
+        ({"algorithm": "standard", "proxy_base": "b"}, "proxy_base needs an algorithm that trains a proxy"),
+        ({"algorithm": "constant", "proxy_warmup_steps": 3}, "proxy_warmup_steps needs an algorithm that trains"),
+        ({"text_only": True}, "text_only=true is a baseline: set algorithm=standard"),
+        ({"text_only": True, "algorithm": "sfc"}, "text_only=true is a baseline: set algorithm=standard"),
+        ({"text_only": True, "algorithm": "standard", "vision_cache_gib": 1}, "vision_cache_gib needs images"),
+        ({"lora_dropout": 0.1}, "lora_dropout needs lora_rank"),
+        ({"lora_dropout": 2, "lora_rank": 4}, r"lora_dropout must be in \[0, 1\), not 2"),
+        ({"lora_alpha": 0}, "lora_alpha must be positive, not 0"),
+        ({"adam_beta2": 1.0}, r"adam_beta2 must be in \[0, 1\), not 1.0"),
+        ({"weight_decay": -1}, "weight_decay must not be negative, not -1"),
+        ({"warmup_ratio": 1.5}, r"warmup_ratio must be in \[0, 1\], not 1.5"),
+        ({"gap_strength": -1}, "gap_strength must not be negative, not -1"),
+        ({"gap_rate": -1}, "gap_rate must not be negative, not -1"),
+        ({"exponent": -1}, "exponent must not be negative, not -1"),
+        ({"logging_steps": -1}, "logging_steps must not be negative, not -1"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), not -1"),
+        ({"learning_rate": True}, "learning_rate must be a number, not True"),
+        ({"train_weights": [True]}, "train_weights must be a number, not True"),
+        ({"report_to": "foo"}, "report_to 'foo' is unknown or not installed"),
+        ({"report_to": ""}, "report_to '' is unknown or not installed"),
+        ({"report_to": None}, "report_to must be a text, not None"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_config(None, {"base": "b", **GIVEN, **settings})
+
+
+def test_every_domain_is_of_settings_that_there_are() -> None:
+    known = {field.name for field in fields(TrainingConfig)}
+    assert {name for _, _, names in DOMAINS for name in names} <= known
+
+
+@pytest.mark.parametrize("algorithm", ["standard", "constant"])
+def test_a_baseline_may_be_text_alone_and_say_that_no_proxy_warms_up(algorithm: str) -> None:
+    load_config(None, {"base": "b", **GIVEN, "algorithm": algorithm, "text_only": True, "proxy_warmup_steps": 0})
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"base: caf\xe9\n")
+    with pytest.raises(DataError, match=r"run\.yaml: .*utf-8"):
+        load_config(tmp_path / "run.yaml", GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("image_options={a", "image_options cannot be read from '{a'"),
+        ("output=2024-13-45", "output cannot be read from '2024-13-45'"),
+        ("steps", "given as NAME=VALUE, not 'steps'"),
+    ],
+)
+def test_an_assignment_that_cannot_be_read_is_named(assignment: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_assignments(["seed=1", assignment])
 
 
 def test_image_options_change_the_pictures_and_are_kept(tmp_path: Path, world: Path) -> None:

@@ -39,11 +39,23 @@ def test_completions_give_every_pair_of_different_means(folder: Path) -> None:
     assert record.pairs() == [(1, 0), (1, 2)]  # A and C tie
 
 
+def test_equal_means_tie_in_any_order_of_the_ratings(folder: Path) -> None:
+    raw = completions([rating("5", "3.3", "3.3"), rating("3.3", "3.3", "5")], ["A", "B"])
+    assert not parse_record(raw, folder, "f:1").pairs()
+
+
+@pytest.mark.parametrize("ratings", [("1e308", "1e308"), ("inf", "-inf"), ()])
+def test_ratings_without_a_mean_are_no_number(folder: Path, ratings: tuple[str, ...]) -> None:
+    record = parse_record(completions([rating(*ratings), rating("1"), rating("2")], ["A", "B", "C"]), folder, "f:1")
+    assert record.responses == ("B", "C")
+
+
 def test_to_score(folder: Path) -> None:
     raw = {"prompt": "?", "img_path": ["a.png", "a.png"], "responses": ["A", "B"], "best": 1}
     record = parse_record(raw, folder, "f:1")
     assert len(record.images) == 2
     assert record.qualities == (0.0, 1.0)
+    assert parse_record({**raw, "best": 1.0}, folder, "f:1").qualities == (0.0, 1.0)  # as pandas writes it
 
 
 @pytest.mark.parametrize(
@@ -58,6 +70,8 @@ def test_to_score(folder: Path) -> None:
         ({"prompt": "?", "chosen": "A", "rejected": "B", "img_path": 3}, "must be a path or a list of paths"),
         ({"prompt": "?", "responses": ["A", ""]}, "response 1 is empty"),
         ({"prompt": "?", "responses": ["A"], "best": 1}, "'best' must be an index"),
+        ({"prompt": "?", "responses": ["A", "B"], "best": True}, "'best' must be an index"),
+        ({"prompt": "?", "responses": ["A", "B"], "best": 0.5}, "'best' must be an index"),
         ({"prompt": "?", "responses": []}, "must be a list of texts"),
         (completions([rating("1")], ["A", "B"]), "lists of one length"),
         (completions([rating("1"), rating("2")], ["A", ""]), "response 1 is empty"),

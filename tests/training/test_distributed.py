@@ -42,6 +42,17 @@ def test_two_processes_give_the_losses_of_one(drive: Drive) -> None:
             assert ours.score == pytest.approx(theirs.score, abs=1e-3), name
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_last_step_of_an_epoch_repeats_no_record(drive: Drive) -> None:
+    """Ten records: two of them make the second step of each epoch, in which the second process has none."""
+    settings = ["steps=4", "train_weights=0.15625"]
+    one = drive("one", *settings, "batch_prompts=8")
+    assert one.status == 0, one.error
+    equal(drive("two", *settings, "batch_prompts=4", ranks=2), one)
+    equal(drive("sharded", *settings, "batch_prompts=2", "accumulation=2", "fsdp=true", ranks=2), one)
+
+
 def test_sharding_that_would_not_take_place_is_refused(tiny_base: Path, world: Path, tmp_path: Path) -> None:
     records = with_pairs(read_records([world / "length" / "train.jsonl"]))[:4]
     # accelerate asks for sharding in the environment, which later runs would inherit
@@ -112,6 +123,7 @@ def test_a_sharded_process_may_have_pictures_where_another_has_none(
 def test_sharded_processes_keep_features_each_on_its_own(drive: Drive) -> None:
     """In the second epoch, from step 33, one finds its picture among its features where the other does not."""
     settings = ["steps=40", "batch_prompts=1", "algorithm=standard", "fsdp=true", "freeze_vision=true"]
+    settings.append("proxy_warmup_steps=0")
     plain = drive("plain", *settings, ranks=2)
     assert plain.status == 0, plain.error
     equal(drive("kept", *settings, "vision_cache_gib=1", ranks=2), plain)

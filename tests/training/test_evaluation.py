@@ -64,6 +64,12 @@ def test_an_interval_over_seeds_needs_two_seeds_and_the_same_scenes() -> None:
         over_seeds([np.zeros((2, 5)), np.zeros((2, 6))])
 
 
+def test_one_record_gives_no_interval() -> None:
+    for found in (estimate(np.ones(1)), estimate(np.ones(3), np.zeros(3, dtype=np.int64))):
+        assert str(found) == "1.000 (no interval)"
+        assert not found.excludes_zero
+
+
 def test_sfd_is_the_accuracy_where_text_is_right_less_that_where_it_is_wrong() -> None:
     text = np.repeat([1.0, 0.0], [60, 40])
     model = np.concatenate([np.repeat([1.0, 0.0], [54, 6]), np.repeat([1.0, 0.0], [10, 30])])

@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from beholder.errors import DataError
 from beholder.images import load_image_file
+from beholder.records.problems import BadRecord
 from beholder_training.data import ImagePlaces, Record, parse_record, read_records, repeat_by_weight, scan
 from tests.pictures import png
 
@@ -43,7 +44,7 @@ VLFEEDBACK_LISTS = {
         "response": ["A", "B"],
     },
 }
-POVID = {
+POVID: dict[str, Any] = {
     "id": 5,
     "image": "a.png",
     "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A"}],
@@ -76,6 +77,48 @@ def test_several_images_and_none(folder: Path) -> None:
 def test_an_image_mark_in_a_prompt_without_image_stays(folder: Path) -> None:
     record = parse_record({"prompt": "What does <image> mean?", "chosen": "A", "rejected": "B"}, folder, "f:1")
     assert record.prompt == "What does <image> mean?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("<image>\n<image>\n<image>\nCompare.", "Compare."),
+        ("<image> <image><image>Compare.", "Compare."),
+        ("<image>\nCompare.\n<image>\n<image>", "Compare."),
+        ("<image>\nCompare.", "Compare."),
+        ("<image><image><image>\n<image> is a tag.", "<image> is a tag."),
+        ("Compare.", "Compare."),
+    ],
+)
+def test_marks_at_either_end_are_taken_off_one_an_image(folder: Path, prompt: str, read: str) -> None:
+    raw = {"prompt": prompt, "images": ["a.png"] * 3, "chosen": "A", "rejected": "B"}
+    assert parse_record(raw, folder, "f:1").prompt == read
+
+
+def test_an_images_mark_between_words_is_refused(folder: Path) -> None:
+    raw = {"prompt": "Look at <image> and tell.", "image": "a.png", "chosen": "A", "rejected": "B"}
+    with pytest.raises(BadRecord, match="has <image> between its words, but images come before the text") as caught:
+        parse_record(raw, folder, "f:1")
+    assert caught.value.problem.kind == "bad-image-field"
+
+
+@pytest.mark.parametrize("answer", [None, {"text": "B"}, 3])
+def test_a_conversations_answer_must_be_a_text(folder: Path, answer: Any) -> None:
+    turns = [POVID["rejected_conversations"][0], {"from": "gpt", "value": answer}]
+    with pytest.raises(BadRecord, match="'rejected' is missing or not a text") as caught:
+        parse_record({**POVID, "rejected_conversations": turns}, folder, "f:1")
+    assert caught.value.problem.kind == "missing-response"
+
+
+def test_both_conversations_ask_the_same_but_for_the_mark(folder: Path) -> None:
+    def asking(question: str) -> dict[str, Any]:
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "B"}]
+        return {**POVID, "rejected_conversations": turns}
+
+    assert parse_record(asking("What is it?\n<image>"), folder, "f:1").responses == ("A", "B")
+    with pytest.raises(BadRecord, match="ask different questions") as caught:
+        parse_record(asking("<image>\nWhere is it?"), folder, "f:1")
+    assert caught.value.problem.kind == "bad-conversation"
 
 
 @pytest.mark.parametrize("raw", [RLHF_V, RLAIF_V], ids=["rlhf-v", "rlaif-v"])

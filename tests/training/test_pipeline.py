@@ -3,6 +3,8 @@
 import errno
 import gc
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from beholder.errors import CheckpointError, DataError
 from beholder_training import pipeline
 from beholder_training.branch import Branch
 from beholder_training.config import TrainingConfig
-from beholder_training.data import read_records, with_pairs
+from beholder_training.data import Record, read_records, with_pairs
+from beholder_training.embedded import store_image
 from beholder_training.export import export
+from beholder_training.identity import files_identity, identity
 from beholder_training.pipeline import (
     calibration_records,
     held_out_records,
@@ -23,8 +27,9 @@ from beholder_training.pipeline import (
     run_training,
     training_records,
 )
-from beholder_training.runs import identity, latest_checkpoint, scratch_folder, train
+from beholder_training.runs import latest_checkpoint, scratch_folder, train
 from beholder_training.trainer import RewardTrainer
+from tests.pictures import png
 
 Row = dict[str, Any]
 Configure = Callable[..., TrainingConfig]
@@ -44,7 +49,8 @@ def configure(tiny_base: Path, world: Path, tmp_path: Path) -> Configure:
             "algorithm": "sfc",
             "freeze_vision": False,
         }
-        return TrainingConfig(base=str(tiny_base), **({"output": tmp_path / "rm"} | files | defaults | settings))
+        given: dict[str, Any] = {"base": str(tiny_base), "output": tmp_path / "rm"}
+        return TrainingConfig(**(given | files | defaults | settings))
 
     return configured
 
@@ -189,6 +195,53 @@ def test_a_run_goes_on_with_its_own_settings_and_data_alone(
     data.write_text("".join(lines))
     other = configure(train=[data], image_root=world / "length", save_proxy=True, calibration_records=8)
     assert read_checkpoint(run_training(other)[0].folder).manifest.evaluation["pairs"] == 8 * 3
+
+
+def test_a_run_goes_on_with_its_own_images_and_base_alone(
+    failed: Callable[..., TrainingConfig], configure: Configure, world: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "length", tmp_path / "length")
+    shutil.copytree(world / "images", tmp_path / "images")
+    shutil.copytree(tiny_base, tmp_path / "base")
+    data = {"train": [tmp_path / "length" / "train.jsonl"], "base": str(tmp_path / "base")}
+    run = failed(**data)
+    image = with_pairs(read_records(run.train))[0].images[0]
+    times = image.stat().st_atime_ns, image.stat().st_mtime_ns
+    image.write_bytes(image.read_bytes())
+    os.utime(image, ns=(times[0], times[1] + 1))
+    with pytest.raises(CheckpointError, match=r"other settings: images was \w+, is \w+; give its own"):
+        run_training(run)
+    os.utime(image, ns=times)
+    template = tmp_path / "base" / "chat_template.jinja"
+    whole = template.read_text()
+    template.write_text(whole + "\n")
+    with pytest.raises(CheckpointError, match=r"other settings: base files was \w+, is \w+; give its own"):
+        run_training(run)
+    template.write_text(whole)
+    assert run_training(run)[0].folder == run.output
+
+
+def test_embedded_images_may_be_written_again(tmp_path: Path) -> None:
+    """Their names are their content."""
+    run = TrainingConfig("b", tmp_path / "rm", [Path("t")], [Path("v")], image_cache=tmp_path / "cache")
+    image = store_image(png(), tmp_path / "cache")
+    records = [Record("r", "?", (image,), ("A", "B"), (1.0, 0.0), "f:1")]
+    before = files_identity(run, records, [])
+    os.utime(image, ns=(0, 0))
+    assert files_identity(run, records, []) == before
+
+
+def test_missing_files_are_named_before_the_base_is_read(configure: Configure, tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        with pytest.raises(DataError, match=r"none\.jsonl: No such file or directory"):
+            run_training(configure(base=str(tmp_path / "no-base"), **{name: [tmp_path / "none.jsonl"]}))
+
+
+def test_one_held_out_record_gives_no_interval(configure: Configure, world: Path, tmp_path: Path) -> None:
+    run = configure(validation=[held_out(world, tmp_path, lambda rows: rows.__delitem__(slice(1, None)))], steps=1)
+    manifest = read_checkpoint(run_training(run)[0].folder).manifest
+    assert manifest.evaluation["half_width_95"] is None
+    assert manifest.evaluation["pairs"] == 3
 
 
 def test_checkpoints_of_an_unknown_run_are_refused(failed: Callable[..., TrainingConfig]) -> None:

@@ -1,12 +1,16 @@
 """The probe finds a backbone that packing is wrong for, and training then pads."""
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from beholder.errors import CheckpointError
 from beholder_training.bases import make_base
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records, with_pairs
@@ -53,6 +57,34 @@ def test_a_recurrent_layer_is_found_and_padded(
     alone = [rewards for record in records[:4] for rewards in main.score([record])]
     for ours, theirs in zip(together, alone, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_the_longest_record_is_probed_too(
+    tiny_base: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = replace(records[9], responses=tuple(response + " word" * 60 for response in records[9].responses[:2]))
+    probed: list[Record] = []
+    score = Branch.score
+
+    def look(branch: Branch, some: list[Record], batch_prompts: int) -> list[list[float]]:
+        probed.extend(some)
+        return score(branch, some, batch_prompts)
+
+    monkeypatch.setattr(Branch, "score", look)
+    probe_packing(Branch.from_base(str(tiny_base)), [*records[:9], replace(long, qualities=(1.0, 0.0)), *records[10:]])
+    assert {record.where for record in probed} == {record.where for record in (*records[:3], long)}
+
+
+def test_a_base_with_a_sliding_window_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    """On short records its packed and separate rewards would be the same."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    layers = config["text_config"]["num_hidden_layers"]
+    config["text_config"] |= {"sliding_window": 8, "layer_types": ["sliding_attention"] * layers}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="attends within a sliding window"):
+        Branch.from_base(str(base))
 
 
 def test_an_attention_model_stays_packed_unless_told(tiny_base: Path, tmp_path: Path, records: list[Record]) -> None:

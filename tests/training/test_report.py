@@ -116,6 +116,34 @@ def test_what_check_data_finds_is_left_out_and_counted(
     assert test["left_out"][0].startswith(f"{file}:2: duplicate-response: ")
 
 
+def test_one_record_is_reported_without_an_interval(
+    tiny_checkpoint: Path, other_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "good.png").write_bytes(png())
+    file = write_lines(tmp_path / "test.jsonl", rated(("A", "1"), ("B", "2"), ("C", "3")))
+    models = [str(tiny_checkpoint), str(other_checkpoint)]
+    assert main(["evaluate", *models, str(file), "--output", str(tmp_path / "out")]) == 0
+    assert "(no interval) over 3 pairs" in capsys.readouterr().out
+    text = (tmp_path / "out" / "evaluation.json").read_text()
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    result = content["results"][0]
+    widths = [part["half_width"] for part in (result["accuracy"], content["differences"][0]["difference"])]
+    assert [*widths, *(each["half_width"] for each in result["best_of_n"])] == [None] * 5
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "(no interval)" in page
+    assert "nan" not in re.sub(r'base64,[^"]*', "", page)
+
+
+def test_best_of_n_is_of_the_records_with_more_than_two_responses(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(png())
+    three, four = (rated(*((text, str(ord(text))) for text in texts)) for texts in ("ABC", "ABCD"))
+    file = write_lines(tmp_path / "test.jsonl", PAIR, three, four)
+    assert main(["evaluate", str(tiny_checkpoint), str(file), "--output", str(tmp_path / "out")]) == 0
+    (result,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
+    assert [each["count"] for each in result["best_of_n"]] == [2, 2, 2]
+    assert "its 2 of 3 records with more than two responses" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_bad_image_in_any_test_set_is_found_before_anything_is_scored(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,14 +1,17 @@
 """A run that was killed or terminated goes on as if nothing had happened; a diverged one says on which records."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from beholder_training.branch import Branch
+from beholder_training.config import TrainingConfig
 from beholder_training.data import Record, read_records, with_pairs
-from beholder_training.errors import TrainingDiverged
+from beholder_training.errors import TrainingDiverged, TrainingInterrupted
 from beholder_training.runs import scratch_folder, train
+from beholder_training.trainer import RewardTrainer
 from tests.training.processes import Drive
 from tests.training.runs import config
 
@@ -57,6 +60,24 @@ def test_sigterm_saves_and_the_same_command_goes_on(drive: Drive) -> None:
 @pytest.fixture
 def records(world: Path) -> list[Record]:
     return with_pairs(read_records([world / "length" / "train.jsonl"]))[:16]
+
+
+def test_a_run_goes_on_with_its_new_intervals(tiny_base: Path, tmp_path: Path, records: list[Record]) -> None:
+    class Stopped(RewardTrainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            self.stopper.received = True
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def run(**intervals: int) -> TrainingConfig:
+        return config(tiny_base, tmp_path / "out", algorithm="standard", steps=6, **intervals)
+
+    with pytest.raises(TrainingInterrupted, match="after step 1 of 6"):
+        train(run(save_steps=5, logging_steps=1), records, Branch.from_base(str(tiny_base)), None, Stopped)
+    resumed = train(run(save_steps=4, logging_steps=2), records, Branch.from_base(str(tiny_base)), None)
+    steps = [line["step"] for line in resumed.state.log_history if "learning_rate" in line]
+    assert steps == [1, 2, 4, 6]
+    kept = sorted(path.name for path in scratch_folder(run()).glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-6"]
 
 
 def test_a_loss_that_is_not_finite_names_the_records(tiny_base: Path, tmp_path: Path, records: list[Record]) -> None:

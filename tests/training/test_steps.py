@@ -3,14 +3,17 @@
 import pickle
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from transformers import TrainingArguments
 
 from beholder.errors import PromptTooLong
 from beholder_training.batching import Collator, Item, micro_batch, split, spread
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records, with_pairs
 from beholder_training.losses import WEIGHTINGS
+from beholder_training.trainer import RewardTrainer
 from tests.training.runs import config, losses, run
 
 
@@ -92,6 +95,26 @@ def test_spread_gives_every_process_as_many_forwards_and_no_pair_twice(items: li
     parts = spread(split(items[:2], prompts=4), 3)
     assert len(parts) == 3
     assert [len(part[0].pairs) for part in parts] == [3, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("step", "process", "indices"),
+    [(0, 0, [0, 1]), (0, 1, [0, 1]), (1, 0, [0]), (1, 1, []), (2, 1, [0, 1]), (3, 0, [0])],
+)
+def test_what_fills_an_epochs_last_step_up_is_left_out(
+    tiny_base: Path, tmp_path: Path, records: list[Record], step: int, process: int, indices: list[int]
+) -> None:
+    """Five records, two a process and step: the third step begins the next epoch."""
+    main = Branch.from_base(str(tiny_base))
+    arguments = TrainingArguments(str(tmp_path / "out"), use_cpu=True)
+    settings = config(tiny_base, tmp_path / "out", batch_prompts=2)
+    trainer = RewardTrainer(settings, main, None, 0, arguments, records[:5])
+    given = Collator(main, None)(list(enumerate(records[:2])))["items"]
+    trainer.state.global_step = step
+    with patch.object(TrainingArguments, "world_size", 2), patch.object(TrainingArguments, "process_index", process):
+        own = trainer._own(given)
+    assert [item.index for item in own if item.pairs] == indices
+    assert own
 
 
 def test_items_travel_from_a_loaders_workers(items: list[Item]) -> None:

@@ -116,17 +116,22 @@ def split(items: Sequence[Item], prompts: int, token_budget: int = 0) -> list[li
 def spread(parts: list[list[Item]], count: int) -> list[list[Item]]:
     """The same items in exactly `count` parts, at least as many as given, for processes that must forward alike.
 
-    Where there are fewer items than parts, the last is forwarded again without its pairs, so it adds nothing.
+    Where there are fewer items than parts, the last is forwarded again without its pairs.
     """
     parts = list(parts)
     while len(parts) < count:
         widest = max(range(len(parts)), key=lambda index: len(parts[index]))
         part = parts[widest]
         if len(part) == 1:
-            parts.append([replace(part[0], pairs=(), gaps=())])
+            parts.append([without_pairs(part[0])])
         else:
             parts[widest : widest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return parts
+
+
+def without_pairs(item: Item) -> Item:
+    """It is forwarded and adds nothing to the loss."""
+    return replace(item, pairs=(), gaps=())
 
 
 def _tokens(items: Sequence[Item]) -> int:

@@ -1,4 +1,4 @@
-"""What happens around an optimiser step: each branch's own gradient clip, and stopping on SIGTERM."""
+"""What happens around an optimiser step: each branch's own gradient clip, this run's intervals, and SIGTERM."""
 
 import signal
 import threading
@@ -31,6 +31,13 @@ class ClipEachBranch(TrainerCallback):
                     f"the gradient of the {branch} branch is {total.item()} at step {state.global_step + 1}, "
                     f"on records {self.records()}"
                 )
+
+
+class KeepIntervals(TrainerCallback):
+    """A run that goes on saves and logs as often as it says itself: the restored state has the former intervals."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
 
 
 class StopOnSigterm(TrainerCallback):

@@ -1,9 +1,11 @@
 """`beholder-train`: the command line of training. Each command is one call into the library."""
 
 import argparse
+import inspect
 import sys
+import textwrap
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,44 +58,55 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    command = commands.add_parser("train", help="preferences and a base model -> a checkpoint to serve")
+    command = commands.add_parser(
+        "train",
+        help="preferences and a base model -> a checkpoint to serve",
+        epilog=_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("--config", type=Path, help="YAML file of settings; flags win over it")
     files = "preferences: .jsonl, .json, .parquet"
     for setting in ("--train", "--validation"):
         command.add_argument(setting, type=Path, nargs="+", action="extend", help=files)
     command.add_argument("--base", help="folder or hub name of the vision-language model to start from")
     command.add_argument("--output", type=Path, help="folder of the checkpoint; must not exist yet")
-    settings = f"any setting: {_setting_names()}"
-    command.add_argument("--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help=settings)
+    assigned = "any of the settings below, as in YAML"
+    command.add_argument("--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help=assigned)
     for name, kind in (("algorithm", str), ("steps", int), ("seed", int), ("learning-rate", float)):
         command.add_argument(f"--{name}", type=kind)
     command.set_defaults(run=_train)
 
 
-def _setting_names() -> str:
+def _settings_help() -> str:
+    """What the settings mean, and their defaults."""
     from beholder_training.config import TrainingConfig
 
-    return ", ".join(field.name for field in fields(TrainingConfig))
+    defaults = []
+    for each in fields(TrainingConfig):
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        defaults.append(each.name if default is MISSING else f"{each.name}={default}")
+    meanings = inspect.cleandoc(str(TrainingConfig.__doc__)).partition("\n\n")[2]
+    return f"settings:\n{meanings}\n\ndefaults:\n{textwrap.fill(', '.join(defaults), 120)}"
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    import yaml
-
-    from beholder_training.config import load_config
+    from beholder.errors import DataError
+    from beholder_training.config import load_config, read_assignments
+    from beholder_training.evaluation.statistics import with_interval
     from beholder_training.pipeline import train_and_export
 
     flags = ("train", "validation", "base", "output", "algorithm", "steps", "seed", "learning_rate")
     overrides = {name: value for name in flags if (value := getattr(parsed, name)) is not None}
-    for assignment in parsed.set:
-        name, _, value = assignment.partition("=")
-        overrides[name] = yaml.safe_load(value)
-    if (finished := train_and_export(load_config(parsed.config, overrides))) is None:
+    assigned = read_assignments(parsed.set)
+    if twice := sorted(set(overrides) & set(assigned)):
+        raise DataError(f"{twice[0]} is given by a flag and by --set: leave one of them out")
+    if (finished := train_and_export(load_config(parsed.config, overrides | assigned))) is None:
         return  # another process of the run reports
     checkpoint = finished[0]
     evaluation = checkpoint.manifest.evaluation
+    accuracy = with_interval(f"{evaluation['held_out_accuracy']:.3f}", evaluation["half_width_95"])
     print(
-        f"{checkpoint.folder}: held-out accuracy {evaluation['held_out_accuracy']:.3f} "
-        f"± {evaluation['half_width_95']:.3f} over {evaluation['pairs']} pairs\n"
+        f"{checkpoint.folder}: held-out accuracy {accuracy} over {evaluation['pairs']} pairs\n"
         f"serve it: beholder serve {checkpoint.folder}"
     )
 
@@ -104,7 +117,8 @@ def _add_check_data(commands: Any) -> None:
     command.add_argument("--image-root", type=Path, help="folder of the images' paths (default: each file's own)")
     command.add_argument("--image-cache", type=Path, help="where images embedded in parquet are kept")
     command.add_argument("--base", help="folder or hub name of the base: also find prompts that are too long for it")
-    command.add_argument("--max-length", type=int, default=4096, help="tokens of a sequence, images included")
+    length = "with --base: tokens of a sequence, images included (4096)"
+    command.add_argument("--max-length", type=int, help=length)
     proxy = "with --base: also find what is too long for a proxy that sees this"
     command.add_argument("--proxy-input", choices=["text_only", "blank_image"], help=proxy)
     command.add_argument("--proxy-base", help="folder or hub name of the proxy's base (default: --base)")
@@ -118,14 +132,18 @@ def _check_data(parsed: argparse.Namespace) -> None:
     from beholder_training.config import ProxyInput
     from beholder_training.data import ImagePlaces
 
+    for name in ("max_length", "proxy_input", "proxy_base"):
+        if getattr(parsed, name) is not None and not parsed.base:
+            raise DataError(f"--{name.replace('_', '-')} measures sequences for a base: give --base too")
     examine: list[Examine] = [PictureCheck()]
     if parsed.base:
         from beholder_training.measuring import LengthCheck
 
-        examine.append(LengthCheck(parsed.base, parsed.max_length))
+        length = 4096 if parsed.max_length is None else parsed.max_length
+        examine.append(LengthCheck(parsed.base, length))
         if parsed.proxy_input or parsed.proxy_base:
             seen: ProxyInput = parsed.proxy_input or "text_only"
-            examine.append(LengthCheck(parsed.proxy_base or parsed.base, parsed.max_length, seen))
+            examine.append(LengthCheck(parsed.proxy_base or parsed.base, length, seen))
     checked = check_files(parsed.files, ImagePlaces(parsed.image_root, parsed.image_cache), examine)
     for problem in checked.problems:
         print(problem)

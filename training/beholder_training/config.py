@@ -1,6 +1,7 @@
 """The settings of a training run: dataclasses that check themselves, from YAML and flags."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -9,18 +10,11 @@ import yaml
 
 from beholder.checkpoint import Dtype
 from beholder.errors import DataError
+from beholder_training.domains import require_domains
 from beholder_training.losses import PAIR_LOSSES, WEIGHTINGS
 
 BadRecords = Literal["fail", "skip"]
 ProxyInput = Literal["text_only", "blank_image"]
-POSITIVE = (
-    *("batch_prompts", "accumulation", "learning_rate", "proxy_learning_rate", "max_grad_norm", "max_length"),
-    *("epochs", "calibration_records"),
-)
-NOT_NEGATIVE = (
-    *("steps", "token_budget", "vision_cache_gib", "lora_rank", "save_steps", "workers", "centring"),
-    "proxy_warmup_steps",
-)
 
 
 @dataclass
@@ -32,6 +26,7 @@ class TrainingConfig:
         which the same command goes on.
     train: files of preferences (.jsonl, .json, .parquet); validation: held-out ones, for calibration, golden samples
         and accuracy. train_weights: how often each file is seen in an epoch, one number a file; empty is once each.
+        0.5 is a half of its records, the same one in every epoch.
     image_root: folder of the images' paths, by default each file's own; image_cache: where embedded images are kept.
     bad_records: what training does about records that `check-data` reports, held out or not.
     check_images: decode every image and measure every sequence before the first step, as `check-data` does.
@@ -52,12 +47,14 @@ class TrainingConfig:
     proxy_warmup_steps: steps in which the proxy alone is trained, before the others (proxy-balanced).
     bf16: compute in bfloat16 (autocast); export_dtype: of the exported weights.
     lora_rank: adapters of this rank on the language model instead of its weights, merged at export; 0: none.
-    text_only: leave the images out of the main branch too: the text-only baseline.
+    text_only: leave the images out of the main branch too: the text-only baseline, without a proxy.
     freeze_vision: leave the vision tower as it is, in eval mode, but for Qwen's projector, which is a part of it;
         vision_cache_gib: keep its features across epochs.
     fsdp: shard both branches over the GPUs of the processes that torchrun or accelerate started (FSDP2); without such,
         training is refused.
     save_steps: also save for resuming after every so many steps; SIGTERM and the last step save in any case.
+    logging_steps: steps between log lines; 0: a twentieth of the run. report_to: trackers to log to, such as wandb.
+    max_length: the most tokens of a sequence, images included. workers: processes that read data for each process.
     calibration_records: the most held-out records to evaluate and calibrate on, drawn by the seed.
     """
 
@@ -119,30 +116,32 @@ class TrainingConfig:
         for name, kind in (("export_dtype", Dtype), ("bad_records", BadRecords), ("proxy_input", ProxyInput)):
             if getattr(self, name) not in get_args(kind):
                 raise DataError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
-        self._check_numbers()
-        if not 0 <= self.label_smoothing < 0.5:
-            raise DataError(f"label_smoothing must be in [0, 0.5), not {self.label_smoothing}")
+        require_domains(asdict(self))
+        _require_trackers(self.report_to)
         if not self.train or not self.validation:
             raise DataError("give at least one file of preferences to train on and one held out (validation)")
         if self.train_weights and len(self.train_weights) != len(self.train):
             raise DataError(f"train_weights has {len(self.train_weights)} numbers for {len(self.train)} train files")
-        if any(weight < 0 for weight in self.train_weights):
-            raise DataError("train_weights must not be negative")
-        if self.vision_cache_gib and not self.freeze_vision:
-            raise DataError("vision_cache_gib needs freeze_vision: features of a tower that learns cannot be kept")
-        if self.save_proxy and not self.needs_proxy:
-            raise DataError(f"save_proxy needs an algorithm that trains a proxy, which {self.algorithm!r} does not")
+        self._check_conflicts()
 
-    def _check_numbers(self) -> None:
-        for name, value in asdict(self).items():
-            if any(isinstance(each, float) and not math.isfinite(each) for each in _each(value)):
-                raise DataError(f"{name} must be finite, not {value}")
-        for name in POSITIVE:
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise DataError(f"{name} must be positive, not {value}")
-        for name in NOT_NEGATIVE:
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise DataError(f"{name} must not be negative, not {value}")
+    def _check_conflicts(self) -> None:
+        proxy = f"an algorithm that trains a proxy, which {self.algorithm!r} does not"
+        needs = (
+            ("vision_cache_gib", self.freeze_vision, "freeze_vision: features of a tower that learns cannot be kept"),
+            ("vision_cache_gib", not self.text_only, "images, which text_only leaves out: remove one of the two"),
+            ("save_proxy", self.needs_proxy, proxy),
+            ("proxy_base", self.needs_proxy, proxy),
+            ("proxy_warmup_steps", self.needs_proxy, proxy),
+            ("lora_dropout", self.lora_rank, "lora_rank: without adapters there is nothing to drop"),
+        )
+        for name, fulfilled, what in needs:
+            if getattr(self, name) and not fulfilled:
+                raise DataError(f"{name} needs {what}")
+        if self.text_only and self.needs_proxy:
+            raise DataError(
+                f"text_only=true is a baseline: set algorithm=standard, as {self.algorithm!r} weights the pairs "
+                "against what text alone can learn from them"
+            )
 
     @property
     def needs_proxy(self) -> bool:
@@ -188,12 +187,38 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> TrainingConfig:
 def read_settings(path: Path) -> dict[str, Any]:
     """A YAML mapping of settings. Raises DataError."""
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise DataError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise DataError(f"{path}: a configuration is a mapping of settings")
     return values
+
+
+def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE texts, values as in YAML; of one name the last counts. Raises DataError."""
+    values = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        try:
+            values[name] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{name} cannot be read from {value!r}: {error}") from None
+        if not equals:
+            raise DataError(f"a setting is given as NAME=VALUE, not {assignment!r}")
+    return values
+
+
+def _require_trackers(names: Sequence[str]) -> None:
+    if list(names) in ([], ["none"], ["all"]):
+        return
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    known = get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            installed = f"use {', '.join(known)}" if known else "none that is known is installed"
+            raise DataError(f"report_to {name!r} is unknown or not installed: {installed}")
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -221,7 +246,9 @@ def _each(value: Any) -> list[Any]:
 
 def _as(kind: Any, name: str, value: Any) -> Any:
     try:
+        if kind in (float, str) and isinstance(value, bool | None):  # they would be numbers, and any text
+            raise TypeError
         return kind(value)  # YAML reads 1e-5 as text
     except (TypeError, ValueError):
-        wanted = {float: "a number", dict: "a mapping"}.get(kind, f"a {kind.__name__}")
+        wanted = {float: "a number", dict: "a mapping", str: "a text"}.get(kind, f"a {kind.__name__}")
         raise DataError(f"{name} must be {wanted}, not {value!r}") from None

@@ -79,6 +79,15 @@ def scan(files: Sequence[Path], places: ImagePlaces = BESIDE) -> Iterator[tuple[
                 yield None, [bad.problem]
 
 
+def require_files(files: Sequence[Path]) -> None:
+    """Raises DataError for the first that cannot be opened."""
+    for file in files:
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}") from None
+
+
 def parse_record(raw: Any, image_root: Path, where: str) -> Record:
     """One decoded row. Raises DataError."""
     return _record(raw, image_root, BESIDE, where)[0]

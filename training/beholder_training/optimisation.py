@@ -37,7 +37,7 @@ def cosine(start: int, end: int, warmup_ratio: float) -> Callable[[int], float]:
         if done < 0:
             return 0.0
         if done < warmup:
-            return (done + 1) / warmup if warmup > 1 else 1.0
+            return min((done + 1) / warmup, 1.0)  # a warm-up need not be a whole number of steps
         return 0.5 * (1 + math.cos(math.pi * min((done - warmup) / max(end - start - warmup, 1), 1)))
 
     return factor

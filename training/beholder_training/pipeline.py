@@ -1,6 +1,7 @@
 """A configuration -> a checkpoint: read, check, train, evaluate on held-out records, export."""
 
 import gc
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from beholder.errors import BeholderError, CheckpointError, DataError, PromptToo
 from beholder_training.branch import Branch, device
 from beholder_training.checking import Checked, Examine, PictureCheck, check_files
 from beholder_training.config import TrainingConfig
-from beholder_training.data import ImagePlaces, Record, fingerprint, repeat_by_weight
+from beholder_training.data import ImagePlaces, Record, fingerprint, repeat_by_weight, require_files
 from beholder_training.evaluation import estimate, pair_outcomes, record_of_pair
 from beholder_training.export import export, require_golden_samples
 from beholder_training.overlap import overlap
@@ -40,6 +41,7 @@ def train_and_export(config: TrainingConfig) -> tuple[Checkpoint, Branch] | None
     if config.output.exists():
         raise CheckpointError(f"{config.output} exists already: choose another --output or remove it")
     latest_checkpoint(config)  # refuses another run's before any work
+    require_files([*config.train, *config.validation])
     set_seed(config.seed)
     main, proxy = make_branches(config)
     records, held_out = training_records(config, main, proxy), held_out_records(config, main)
@@ -71,6 +73,7 @@ def evaluate_and_export(
     main.model.to(device())
     main.batch_prompts, main.token_budget = config.batch_prompts, config.token_budget
     accuracy = estimate(pair_outcomes(held_out, main.score(held_out, label="evaluating")), record_of_pair(held_out))
+    half_width = None if math.isnan(accuracy.half_width) else accuracy.half_width
     checkpoint = export(
         main,
         config.output,
@@ -79,7 +82,7 @@ def evaluate_and_export(
         algorithm=config.algorithm,
         data_fingerprint=fingerprint(config.train),
         dtype=config.export_dtype,
-        evaluation={"held_out_accuracy": accuracy.mean, "half_width_95": accuracy.half_width, "pairs": accuracy.count},
+        evaluation={"held_out_accuracy": accuracy.mean, "half_width_95": half_width, "pairs": accuracy.count},
         proxy=proxy if config.save_proxy else None,
         history=history,
     )
@@ -139,7 +142,8 @@ def training_records(config: TrainingConfig, main: Branch, proxy: Branch | None)
         records += repeat_by_weight(checked.records, weight, config.seed + number)
     if records and main.sees_images and not any(record.images for record in records):
         raise DataError(
-            f"{', '.join(map(str, config.train))}: no record has an image; set text_only=true to train on text alone"
+            f"{', '.join(map(str, config.train))}: no record has an image; "
+            "set text_only=true and algorithm=standard to train on text alone"
         )
     return _some(records, config.train)
 

@@ -12,7 +12,8 @@ import torch
 from beholder_training.branch import Branch
 from beholder_training.data import Record
 
-PROBED = 3  # records
+READ = 64  # records to choose from
+PROBED = 3  # of them those with the most responses, and the longest
 TOLERANCE = 0.01  # of the spread of rewards; float32 rounding is a thousandth of that, a wrong mask many times it
 _TINY = 1e-6
 
@@ -30,8 +31,8 @@ class Probe:
 
 
 def probe_packing(branch: Branch, records: Sequence[Record]) -> Probe:
-    """Compare the packed forward with one sequence a response, on a few records with the most responses."""
-    chosen = sorted(records[:64], key=lambda record: -len(record.responses))[:PROBED]
+    """Compare the packed forward with one sequence a response, on a few of the first records."""
+    chosen = _telling(records[:READ])
     packed = _rewards(replace(branch, packed=True), chosen)
     separate = _rewards(replace(branch, packed=False), chosen)
     # Within a prompt: that is what training compares.
@@ -40,6 +41,13 @@ def probe_packing(branch: Branch, records: Sequence[Record]) -> Probe:
         abs(a - b) for ours, alone in zip(packed, separate, strict=True) for a, b in zip(ours, alone, strict=True)
     )
     return Probe(error, spread)
+
+
+def _telling(records: Sequence[Record]) -> list[Record]:
+    """Those with the most responses, and the longest: a window over neighbours shows in long texts alone."""
+    chosen = sorted(records, key=lambda record: -len(record.responses))[:PROBED]
+    longest = max(records, key=lambda record: len(record.prompt) + sum(map(len, record.responses)))
+    return chosen if longest in chosen else [*chosen, longest]
 
 
 def choose_packing(branch: Branch, records: Sequence[Record]) -> Probe:

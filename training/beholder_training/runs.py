@@ -4,7 +4,6 @@ A run that is killed leaves `.NAME.training` beside its output, with Trainer che
 command goes on from the latest whole one and gives the losses of a run that was never interrupted.
 """
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from beholder_training.branch import Branch
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record
 from beholder_training.errors import TrainingInterrupted
+from beholder_training.identity import differences, files_identity, identity, settings
 from beholder_training.trainer import RewardTrainer
 from beholder_training.vision_cache import VisionCache
 
@@ -33,10 +33,6 @@ IDENTITY = "run.yaml"
 COMPLETE = "trainer_state.json"  # the Trainer writes it last
 KEPT = 2  # checkpoints at a time
 BLANK_CACHE_BYTES = 2**28
-FREE = {
-    *("save_steps", "logging_steps", "report_to", "workers"),  # how a run is watched and fed
-    *("validation", "calibration_records", "export_dtype", "save_proxy"),  # read after the last step
-}
 
 
 def train(
@@ -51,16 +47,19 @@ def train(
     to do it with. `keep_last` leaves the last step's weights in the scratch folder, until `remove_checkpoints`.
 
     Raises TrainingInterrupted after SIGTERM, TrainingDiverged when a loss or gradient is not finite, CheckpointError
-    when the scratch folder holds a run with other settings, data or number of processes, DataError for settings that
-    this base or machine has not.
+    when the scratch folder holds a run with other settings, data, images, base or number of processes, DataError for
+    settings that this base or machine has not.
     """
     set_seed(config.seed)
     for branch in (main, proxy):
         if branch is not None:
             _prepare(branch, config)
     trainer = _trainer(config, records, main, proxy, loop or RewardTrainer)
+    ours = identity(config, records, trainer.args.world_size)
+    if trainer.is_world_process_zero():
+        ours |= files_identity(config, records, [branch.folder for branch in (main, proxy) if branch is not None])
     try:
-        _take_steps(trainer, config, identity(config, records, trainer.args.world_size))
+        _take_steps(trainer, config, ours)
         if keep_last and _finished(trainer):
             _keep_last(trainer, config)
     finally:
@@ -158,7 +157,7 @@ def latest_checkpoint(config: TrainingConfig, ours: Mapping[str, Any] | None = N
         return None
     if not (scratch / IDENTITY).is_file():
         raise CheckpointError(f"{scratch} holds checkpoints without their {IDENTITY}: remove it to start anew")
-    if found := _differences(yaml.safe_load((scratch / IDENTITY).read_text()), ours or _settings(config)):
+    if found := differences(yaml.safe_load((scratch / IDENTITY).read_text()), ours or settings(config)):
         raise CheckpointError(
             f"{scratch} holds an interrupted run with other settings: {', '.join(found)}; "
             "give its own to go on, or remove it to start anew"
@@ -172,26 +171,6 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def identity(config: TrainingConfig, records: Sequence[Record], processes: int) -> dict[str, Any]:
-    """What two runs share that may continue each other: settings, training data and number of processes."""
-    digest = hashlib.sha256()
-    for record in records:
-        content = (record.prompt, *map(str, record.images), *record.responses, *record.qualities)
-        digest.update(repr(content).encode("utf-8", "backslashreplace"))
-    return {**_settings(config), "training data": digest.hexdigest()[:16], "processes": processes}
-
-
-def _settings(config: TrainingConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load(config.as_text())
-    return {name: value for name, value in settings.items() if name not in FREE}
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} was {theirs.get(name)}, is {value}" for name, value in ours.items() if theirs.get(name, ...) != value
-    ]
 
 
 def remove_checkpoints(config: TrainingConfig) -> None:

@@ -6,6 +6,7 @@ so their number may differ from step to step. The proxy has its own parameter gr
 nothing that it does reaches the main branch but through the pairs' weights.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -16,10 +17,19 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from beholder.errors import DataError
 from beholder.modeling.inputs import to_device
-from beholder_training.batching import Collator, Indexed, Item, MicroBatch, micro_batch, split, spread
+from beholder_training.batching import (
+    Collator,
+    Indexed,
+    Item,
+    MicroBatch,
+    micro_batch,
+    split,
+    spread,
+    without_pairs,
+)
 from beholder_training.branch import Branch
 from beholder_training.branches import TwoBranches
-from beholder_training.callbacks import ClipEachBranch, StopOnSigterm
+from beholder_training.callbacks import ClipEachBranch, KeepIntervals, StopOnSigterm
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record
 from beholder_training.errors import TrainingDiverged
@@ -54,6 +64,7 @@ class RewardTrainer(Trainer):
         self.vision_caches = vision_caches
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
+        self._records = len(data)
         self._weights: list[Tensor] = []
         self._items: list[Item] = []
         self._step_sees_pictures = False
@@ -64,6 +75,7 @@ class RewardTrainer(Trainer):
             data_collator=Collator(main, proxy),
             callbacks=[
                 ClipEachBranch(config.max_grad_norm, lambda: ", ".join(item.name for item in self._items)),
+                KeepIntervals(),
                 self.stopper,
                 ProgressBar(config.output.name),
             ],
@@ -91,7 +103,7 @@ class RewardTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one optimiser step. Returns this process's part of the loss, times the processes."""
         model.train()
-        self._items = inputs["items"]
+        self._items = self._own(inputs["items"])
         parts, total = self._plan(self._items)
         weights = self._step_weights(model, parts)
         loss = torch.zeros((), device=self.args.device)
@@ -103,6 +115,17 @@ class RewardTrainer(Trainer):
                 self.accelerator.backward(part)
             loss += part.detach()
         return loss
+
+    def _own(self, items: list[Item]) -> list[Item]:
+        """This process's items of the step: accelerate fills an epoch's last one up with records of its first.
+
+        A process that has none there forwards all the same, as the others wait for it.
+        """
+        prompts = self.config.step_prompts
+        everywhere = prompts * self.args.world_size
+        step = self.state.global_step % math.ceil(self._records / everywhere)
+        left = self._records - step * everywhere - self.args.process_index * prompts
+        return items[:left] if left > 0 else [without_pairs(items[0])]
 
     def _plan(self, items: list[Item]) -> tuple[list[list[Item]], float]:
         """The step's micro-batches, as many on every process, and its pairs over all processes, a process's share.

@@ -17,6 +17,7 @@ from beholder.adopting.source import Source, first_line, listed, read_shapes, re
 from beholder.checkpoint import Dtype
 from beholder.errors import CheckpointError
 from beholder.modeling.architectures import Architecture, architecture_of
+from beholder.modeling.reward_model import require_full_attention
 
 _UNUSED = re.compile(
     # The head over the vocabulary and what transformers computes anew: no reward depends on them.
@@ -40,7 +41,7 @@ def make_plan(source: Source) -> Plan:
     """Detect the layout and map every weight. Raises CheckpointError."""
     layout: Layout = InternVLChat() if InternVLChat.matches(source.config) else HuggingFace()
     config = layout.read_config(source)
-    _check_attention(source, config)
+    require_full_attention(config, source.folder)
     stored = {file: read_shapes(file) for file in source.files}
     expected = _expected(config)
     moves: dict[Path, dict[str, list[Move]]] = {}
@@ -71,14 +72,6 @@ def _expected(config: Any) -> dict[str, Tensor]:
         # Whatever a model's constructor stumbles over.
         raise CheckpointError(f"config.json describes no {config.model_type}: {first_line(error)}") from None
     return state
-
-
-def _check_attention(source: Source, config: Any) -> None:
-    """Packing, and a reward over the whole conversation, need every token to see all before it."""
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or []
-    if "sliding_attention" in kinds or (not kinds and getattr(text, "sliding_window", None)):
-        raise CheckpointError(f"{source.folder} attends within a sliding window, which Beholder does not compute")
 
 
 def _check_complete(

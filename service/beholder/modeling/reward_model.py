@@ -35,14 +35,16 @@ class RewardModel(nn.Module):
     @classmethod
     def from_base(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "RewardModel":
         """A pretrained base with a new head. Raises CheckpointError where it is unsupported or incomplete."""
-        if not (architecture := _read_architecture(folder)).reads_images:
+        config = _read_config(folder)
+        if not (architecture := architecture_of(config)).reads_images:
             raise CheckpointError(f"{folder} is a {architecture.model_type}, which sees no picture: train another base")
+        require_full_attention(config, folder)
         return cls(_load_backbone(folder, dtype, renames={}))
 
     @classmethod
     def from_checkpoint(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "RewardModel":
         """The model that an exported checkpoint holds; its head stays in float32. Raises CheckpointError."""
-        architecture = _read_architecture(folder)
+        architecture = architecture_of(_read_config(folder))
         renames = {f"^{re.escape(stored)}": own for own, stored in architecture.renames}
         model = cls(_load_backbone(folder, dtype, renames))
         weight, bias = (_read_weight(folder, key) for key in (architecture.head_key, architecture.head_bias_key))
@@ -110,13 +112,24 @@ def _mask(segments: Tensor, layout: Layout, *, packed: bool) -> Tensor:
     return layout_mask(segments, layout) if layout else attention_mask(segments)
 
 
-def _read_architecture(folder: Path) -> Architecture:
+def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return architecture_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
+
+
+def require_full_attention(config: Any, folder: Path) -> None:
+    """Packing, and a reward over the whole conversation, need every token to see all before it.
+
+    Raises CheckpointError for the Hugging Face `config` of a model in `folder` that looks through a sliding window.
+    """
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    if "sliding_attention" in kinds or (not kinds and getattr(text, "sliding_window", None)):
+        raise CheckpointError(f"{folder} attends within a sliding window, which Beholder does not compute")
 
 
 def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) -> Any:

@@ -73,7 +73,11 @@ def _flatten(raw: dict[str, Any], where: str) -> dict[str, Any]:
     """RLHF-V's and POVID's layouts as plain pairs."""
     if "conversations" in raw:
         question, chosen = _question_and_answer(raw["conversations"], where)
-        rejected = _question_and_answer(raw.get("rejected_conversations"), where)[1]
+        rejected_question, rejected = _question_and_answer(raw.get("rejected_conversations"), where)
+        if _words(question) != _words(rejected_question):
+            raise BadRecord(
+                where, "bad-conversation", "'conversations' and 'rejected_conversations' ask different questions"
+            )
         return {**raw, "prompt": question, "chosen": chosen, "rejected": rejected}
     if "text" not in raw or "chosen" in raw:
         return raw
@@ -85,7 +89,7 @@ def _flatten(raw: dict[str, Any], where: str) -> dict[str, Any]:
     return {**raw, **pair} if isinstance(pair, dict) else raw
 
 
-def _question_and_answer(turns: Any, where: str) -> tuple[str, str]:
+def _question_and_answer(turns: Any, where: str) -> tuple[str, Any]:
     try:
         (asker, question), (answerer, answer) = ((turn["from"], turn["value"]) for turn in turns)
     except (TypeError, KeyError, ValueError):
@@ -94,17 +98,37 @@ def _question_and_answer(turns: Any, where: str) -> tuple[str, str]:
         raise BadRecord(
             where, "bad-conversation", "'conversations' and 'rejected_conversations' need one human and one gpt turn"
         )
-    return question, str(answer)
+    return question, answer
+
+
+def _words(question: str) -> list[str]:
+    """Of POVID's two copies of a question, one may lack the image mark."""
+    return question.replace(IMAGE_MARK, " ").split()
 
 
 def _prompt(raw: dict[str, Any], where: str) -> str:
-    """The prompt without LLaVA's image mark: the image's place comes from the model's own template."""
+    """The prompt without LLaVA's image marks: the images' place comes from the model's own template."""
     value = raw.get("prompt", raw.get("question"))
-    if isinstance(value, str) and _images(raw, where):
-        value = value.removeprefix(f"{IMAGE_MARK}\n").removesuffix(f"\n{IMAGE_MARK}").removeprefix(IMAGE_MARK)
+    if isinstance(value, str):
+        value = _without_marks(value, len(_images(raw, where)), where)
     if not isinstance(value, str) or not value.strip():
         raise BadRecord(where, "missing-prompt", "'prompt' is missing or empty")
     return value
+
+
+def _without_marks(prompt: str, images: int, where: str) -> str:
+    """No more marks are taken off than there are images: a further one is text.
+
+    Raises BadRecord for an image's mark between words: without it they would say something else.
+    """
+    while images and prompt.lstrip().startswith(IMAGE_MARK):
+        prompt, images = prompt.lstrip().removeprefix(IMAGE_MARK).lstrip(), images - 1
+    while images and prompt.rstrip().endswith(IMAGE_MARK):
+        prompt, images = prompt.rstrip().removesuffix(IMAGE_MARK).rstrip(), images - 1
+    if images and IMAGE_MARK in prompt:
+        remedy = "images come before the text: move the mark to its beginning, and word the sentence without it"
+        raise BadRecord(where, "bad-image-field", f"the prompt has {IMAGE_MARK} between its words, but {remedy}")
+    return prompt
 
 
 def _response(raw: dict[str, Any], key: str, where: str) -> str:
@@ -154,9 +178,9 @@ def _completions(raw: Any, where: str) -> tuple[list[Any], list[float | None]]:
 def _mean_rating(annotations: Any) -> float | None:
     try:
         ratings = [float(aspect["Rating"]) for aspect in annotations.values()]
-    except (AttributeError, TypeError, KeyError, ValueError):
+        mean = math.fsum(ratings) / len(ratings)  # exact: the order of the aspects makes no difference of a tie
+    except (AttributeError, TypeError, KeyError, ValueError, ArithmeticError):
         return None
-    mean = sum(ratings) / len(ratings) if ratings else math.nan
     return mean if math.isfinite(mean) else None
 
 
@@ -167,6 +191,8 @@ def _to_score(raw: dict[str, Any], where: str) -> tuple[list[Any], list[float | 
     best = raw.get("best")
     if best is None:
         return responses, [0.0] * len(responses)
-    if not isinstance(best, int) or not 0 <= best < len(responses):
+    if isinstance(best, float) and best.is_integer():  # pandas writes indices so where some are missing
+        best = int(best)
+    if type(best) is not int or not 0 <= best < len(responses):
         raise BadRecord(where, "bad-best", "'best' must be an index into 'responses'")
     return responses, [float(index == best) for index in range(len(responses))]

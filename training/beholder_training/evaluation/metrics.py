@@ -120,9 +120,9 @@ def best_of_n(records: Sequence[Record], scores: Scores) -> list[Estimate]:
     """For N = 1, 2, ..: the mean quality of the response that scores highest among N drawn without replacement.
 
     Exact over the draws, and over the order of responses that tie; N goes to the smallest number of responses of a
-    record. Intervals are over records.
+    record, and is empty without records. Intervals are over records.
     """
-    limit = min(len(record.responses) for record in records)
+    limit = min((len(record.responses) for record in records), default=0)
     qualities = [_ranked(record.qualities, rewards) for record, rewards in zip(records, scores, strict=True)]
     return [estimate(np.asarray([_best_of(ranked, drawn) for ranked in qualities])) for drawn in range(1, limit + 1)]
 

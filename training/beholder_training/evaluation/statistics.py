@@ -1,5 +1,6 @@
 """Means and differences with 95% intervals, over independent pairs and over runs with several seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ _T95 = (
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with the half-width of its 95% interval, over `count` values."""
+    """A mean with the half-width of its 95% interval (nan: there is none), over `count` values."""
 
     mean: float
     half_width: float
@@ -29,21 +30,28 @@ class Estimate:
         return abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.half_width:.3f}"
+        return with_interval(f"{self.mean:.3f}", self.half_width)
+
+
+def with_interval(mean: str, half_width: float | None, digits: int = 3) -> str:
+    """`mean` ± `half_width`, as every report shows it; None, as in JSON, and nan are no interval."""
+    if half_width is None or math.isnan(half_width):
+        return f"{mean} (no interval)"
+    return f"{mean} ± {half_width:.{digits}f}"
 
 
 def estimate(values: Values, groups: Groups | None = None) -> Estimate:
     """Mean and 95% interval (normal approximation).
 
     `groups` numbers the group of every value, such as the record of a pair: only groups are independent then. Without
-    it every value is.
+    it every value is. One group alone gives no interval.
     """
     if len(values) == 0:
         raise ValueError("no pairs to evaluate: every record is a tie")
     mean = float(values.mean())
     totals = values - mean if groups is None else np.bincount(groups, values - mean)
     count = len(values) if groups is None else len(np.unique(groups))
-    error = float(np.sum(totals**2) * count / (count - 1)) ** 0.5 / len(values) if count > 1 else 0.0
+    error = float(np.sum(totals**2) * count / (count - 1)) ** 0.5 / len(values) if count > 1 else math.nan
     return Estimate(mean, _Z95 * error, len(values))
 
 

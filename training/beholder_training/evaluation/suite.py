@@ -1,5 +1,6 @@
 """Several models on several test sets -> one Evaluation, which report/ draws and JSON keeps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -43,7 +44,7 @@ class Result:
 
     distribution: whether the test set is of the model's training distribution; None where nobody said.
     ablations: accuracy by ablations.ABLATIONS. text_only: accuracy of the text-only reward model; sfd: with it.
-    best_of_n: mean quality for N = 1, 2, ..; empty where records have two responses.
+    best_of_n: mean quality for N = 1, 2, .. over the records with more than two responses; empty where none has.
     values: the margin of every pair, in the test set's order; not part of the JSON.
     """
 
@@ -119,10 +120,20 @@ class Evaluation:
                 for test in self.tests
             ],
             "results": [
-                {name: value for name, value in asdict(result).items() if name != "values"} for result in self.results
+                {name: _plain(value) for name, value in asdict(result).items() if name != "values"}
+                for result in self.results
             ],
-            "differences": [asdict(difference) for difference in self.differences],
+            "differences": [_plain(asdict(difference)) for difference in self.differences],
         }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def evaluate(
@@ -149,7 +160,7 @@ def _result(model: Model, test: TestSet, home: str | None, ablate: bool) -> Resu
     if model.text_only is not None:
         text_only = pair_outcomes(records, model.text_only.score(records, label=f"{label}, text-only model"))
     bins = reliability(margins, groups)
-    several = min(len(record.responses) for record in records) > 2
+    several = [number for number, record in enumerate(records) if len(record.responses) > 2]
     return Result(
         model=model.name,
         test=test.name,
@@ -163,7 +174,7 @@ def _result(model: Model, test: TestSet, home: str | None, ablate: bool) -> Resu
         sfd=None if text_only is None else shortcut_failure(outcomes(margins), text_only, groups),
         reliability=bins,
         calibration_error=calibration_error(bins),
-        best_of_n=best_of_n(records, scores) if several else [],
+        best_of_n=best_of_n([records[each] for each in several], [scores[each] for each in several]),
         values=margins,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from beholder.errors import DataError
 from beholder_training.evaluation.ablations import ABLATIONS
 from beholder_training.evaluation.metrics import SFD_FORMULA
-from beholder_training.evaluation.statistics import Estimate
+from beholder_training.evaluation.statistics import Estimate, with_interval
 from beholder_training.evaluation.suite import Evaluation, Result
 from beholder_training.report.figures import Series, bars, heat_map, histogram, lines, reliability_plot, weight_series
 from beholder_training.report.gallery import disagreements
@@ -55,9 +55,9 @@ def _headlines(evaluation: Evaluation) -> list[Headline]:
             found.append(Headline(f"{sum(rows) / len(rows):.1%}", f"{model.name}, accuracy", note))
     for each in evaluation.differences:
         if each.difference.excludes_zero:
-            points, half = 100 * each.difference.mean, 100 * each.difference.half_width
             title = f"{each.model} − {each.reference} on {each.test}"
-            found.append(Headline(f"{points:+.1f} ± {half:.1f}", title, "points, same pairs", points > 0))
+            good = each.difference.mean > 0
+            found.append(Headline(_points(each.difference), title, "points, same pairs", good))
     return found
 
 
@@ -77,7 +77,7 @@ def _accuracy(evaluation: Evaluation) -> Section:
             [
                 f"{d.model} − {d.reference}",
                 d.test,
-                f"{100 * d.difference.mean:+.1f} ± {100 * d.difference.half_width:.1f}",
+                _points(d.difference),
             ]
             for d in evaluation.differences
         ]
@@ -115,7 +115,7 @@ def _ablation_bars(evaluation: Evaluation, model: str) -> bytes:
 def _sfd(row: Result) -> list[str]:
     if row.sfd is None:
         return [_text(row.text_only), "–", "–", "–"]
-    sfd = f"{100 * row.sfd.degradation:+.1f} ± {100 * row.sfd.half_width:.1f}"
+    sfd = with_interval(f"{100 * row.sfd.degradation:+.1f}", 100 * row.sfd.half_width, digits=1)
     return [_text(row.text_only), sfd, str(row.sfd.right), str(row.sfd.wrong)]
 
 
@@ -157,9 +157,11 @@ def _best_of_n(evaluation: Evaluation) -> Section | None:
             if row.test == test.name and row.best_of_n
         ]
         if curves:
-            drawings.append(
-                Drawing(f"best-of-n-{number}", lines(curves, "N", "mean quality of the best of N"), test.name)
-            )
+            several = sum(len(record.responses) > 2 for record in test.records)
+            left = f", its {several} of {len(test.records)} records with more than two responses"
+            caption = test.name + (left if several < len(test.records) else "")
+            chart = lines(curves, "N", "mean quality of the best of N")
+            drawings.append(Drawing(f"best-of-n-{number}", chart, caption))
     text = "The response with the highest reward among N drawn ones, and how good it really is, with 95% bands."
     return Section("Best of N", text, drawings) if drawings else None
 
@@ -194,6 +196,10 @@ def _by_model(evaluation: Evaluation, value: Callable[[Result], Estimate]) -> di
         model.name: [value(evaluation.result(model.name, test.name)) for test in evaluation.tests]
         for model in evaluation.models
     }
+
+
+def _points(difference: Estimate) -> str:
+    return with_interval(f"{100 * difference.mean:+.1f}", 100 * difference.half_width, digits=1)
 
 
 def _text(value: Estimate | None) -> str:
