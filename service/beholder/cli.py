@@ -3,11 +3,13 @@
 import argparse
 import asyncio
 import json
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from beholder.errors import BeholderError, ConfigurationError
 from beholder.load_test import command as load_test
@@ -39,6 +41,9 @@ examples:
   beholder adopt merged checkpoints/rm --head-file run/value_head.safetensors --base-name Qwen/Qwen2.5-VL-7B-Instruct
   beholder adopt InternVL2-reward checkpoints/internvl --chat-template chatml-with-images.jinja
 """
+
+EXIT_S: Final = 3
+"""Time for threads to end by themselves, once everything was answered and the engines have stopped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +126,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from beholder.flags import parse_map
     from beholder.server import serve
-    from beholder.settings import Settings, load_settings
+    from beholder.settings import Settings, load_settings, misspelt_variables
 
     given = {name: value for name, value in vars(options).items() if value is not None}
     flags = {name: value for name, value in given.items() if name in Settings.model_fields}
@@ -129,7 +134,26 @@ def _serve(options: argparse.Namespace) -> int:
         flags["engine_args"] = parse_map(flags["engine_args"])
     if options.model:
         flags["models"] = dict(map(_named_checkpoint, options.model))
-    return serve(load_settings(flags, options.config))
+    settings = load_settings(flags, options.config)
+    for line in misspelt_variables(os.environ):
+        print(f"beholder: warning: {line}", file=sys.stderr)
+    status = serve(settings)
+    _leave_within(EXIT_S, status)
+    return status
+
+
+def _leave_within(seconds: float, status: int) -> None:
+    """Python waits at its end for every thread. One that verifies files or decodes cannot be interrupted, and nobody
+    waits for what it does any more: the process ends without it."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _named_checkpoint(text: str) -> tuple[str, dict[str, str]]:

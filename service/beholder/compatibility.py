@@ -57,8 +57,11 @@ class ChatMessage(_Shape):
 Chat = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
-def read_content(role: str, content: str | list[TextPart | ImageUrlPart]) -> tuple[Any, list[ImageSource]]:
-    """Parts of a turn and its images. Markers count in the user's text alone."""
+def read_content(
+    role: str, content: str | list[TextPart | ImageUrlPart], max_images: int
+) -> tuple[Any, list[ImageSource]]:
+    """Parts of a turn and its images. Markers count in the user's text alone. Raises TooManyImages where one text has
+    more."""
     parts: list[str | ImageSlot] = []
     sources: list[ImageSource] = []
     for item in [content] if isinstance(content, str) else content:
@@ -67,18 +70,18 @@ def read_content(role: str, content: str | list[TextPart | ImageUrlPart]) -> tup
             sources.append(item.source())
             continue
         text = item if isinstance(item, str) else item.text
-        texts, images = split(text) if role == "user" else ((text,), ())
+        texts, images = split(text, max_images) if role == "user" else ((text,), ())
         parts += texts
         sources += images
     return tuple(parts), sources
 
 
-def read_chat(messages: list[ChatMessage]) -> tuple[Conversation, tuple[ImageSource, ...]]:
-    """Chat messages as a conversation and the images of its slots."""
+def read_chat(messages: list[ChatMessage], max_images: int) -> tuple[Conversation, tuple[ImageSource, ...]]:
+    """Chat messages as a conversation and the images of its slots. Raises TooManyImages where one text has more."""
     turns: list[Turn] = []
     sources: list[ImageSource] = []
     for message in messages:
-        parts, images = read_content(message.role, message.content)
+        parts, images = read_content(message.role, message.content, max_images)
         turns.append(Turn(message.role, parts))
         sources += images
     return tuple(turns), tuple(sources)

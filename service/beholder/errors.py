@@ -7,6 +7,7 @@
     │   ├── PromptTooLong            422 prompt-too-long
     │   ├── RequestTooLarge          413 request-too-large
     │   ├── RequestTimeout           408 request-timeout
+    │   ├── UnsupportedEncoding      415 unsupported-encoding
     │   ├── ModelNotFound            404 model-not-found
     │   ├── TemplateMismatch         422 template-mismatch
     │   ├── ImageMismatch            422 image-mismatch
@@ -19,6 +20,7 @@
     │   ├── ImageHashMismatch        422 image-hash-mismatch
     │   ├── ImageUrlRefused          422 image-url-refused
     │   └── ImageUrlFailed           422 image-url-failed
+    ├── ImageStoreUnavailable        503 image-store-unavailable
     ├── CheckpointError              500 invalid-checkpoint
     │   ├── CheckpointCorrupt        500 checkpoint-corrupt
     │   └── GoldenMismatch           500 golden-mismatch
@@ -102,6 +104,13 @@ class RequestTimeout(InvalidRequest):
     code = "request-timeout"
 
 
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed."""
+
+    status = 415
+    code = "unsupported-encoding"
+
+
 class ModelNotFound(InvalidRequest):
     """`model` names another one than is served."""
 
@@ -180,6 +189,13 @@ class ImageUrlFailed(ImageError):
     """The URL's host did not deliver the image."""
 
     code = "image-url-failed"
+
+
+class ImageStoreUnavailable(BeholderError):
+    """The folder of the images sent before cannot be read or written. Retrying later may succeed."""
+
+    status = 503
+    code = "image-store-unavailable"
 
 
 class CheckpointError(BeholderError):

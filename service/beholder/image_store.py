@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-from beholder.errors import ConfigurationError, ImageStoreFull
+from beholder.errors import ConfigurationError, ImageStoreFull, ImageStoreUnavailable
 
 SWEEP_S: Final = 60
 _FULL: Final = "the image store holds its {limit} bytes and none of them may be dropped yet: retry later"
@@ -25,7 +25,7 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class ImageStore(Protocol):
     """`put` returns whether the image is new and raises ImageStoreFull; `get` is None for what is not (or no longer)
-    there, for which `holds` is False."""
+    there, for which `holds` is False. All raise ImageStoreUnavailable."""
 
     def put(self, sha256: str, data: bytes) -> bool: ...
 
@@ -97,29 +97,26 @@ class FolderStore:
         self._lock = threading.Lock()
         self._next_sweep = time.monotonic()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             with self._usage():
                 pass
         except OSError as error:
             raise ConfigurationError(f"image_store: {folder} cannot be written to: {error.strerror}") from None
 
     def put(self, sha256: str, data: bytes) -> bool:
-        try:
+        with _reporting():
             return self._put(self._path(sha256), data)
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            raise ImageStoreFull(f"the image store's folder has no room: {error.strerror}; retry later") from None
 
     def holds(self, sha256: str) -> bool:
-        return self._alive(self._path(sha256))
+        with _reporting():
+            return self._alive(self._path(sha256))
 
     def get(self, sha256: str) -> bytes | None:
         path = self._path(sha256)
-        try:
-            return path.read_bytes() if self._alive(path) else None
-        except FileNotFoundError:
-            return None
+        with _reporting():
+            try:
+                return path.read_bytes() if self._alive(path) else None
+            except FileNotFoundError:
+                return None
 
     def _put(self, path: Path, data: bytes) -> bool:
         with self._usage() as usage:
@@ -170,7 +167,8 @@ class FolderStore:
     @contextmanager
     def _usage(self) -> Iterator["_Usage"]:
         """The lock of all writers; the number is written back at the end. Where there was no room for it, it is counted
-        again."""
+        again. A folder that was removed is made anew."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         with self._lock, (self._folder / "usage").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -186,3 +184,14 @@ class FolderStore:
 class _Usage:
     def __init__(self, stored: int) -> None:
         self.bytes = stored
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """What the folder's file system cannot do, as an error that is answered."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise ImageStoreFull(f"the image store's folder has no room: {error.strerror}; retry later") from None
+        raise ImageStoreUnavailable(f"the image store's folder cannot be used: {error.strerror}; retry later") from None

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from beholder.errors import ImageTooLarge, ImageUrlFailed, ImageUrlRefused
+from beholder.errors import ConfigurationError, ImageTooLarge, ImageUrlFailed, ImageUrlRefused
 
 MAX_URL: Final = 4096
 REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -97,8 +97,22 @@ def _redirected(url: str, location: str) -> str:
         raise ImageUrlFailed("the image's URL redirects to what cannot be read as a URL") from None
 
 
+def _ascii(host: str) -> str:
+    """A name of the policy as it stands in URLs, where other letters are spelled in ASCII (xn--)."""
+    star, name = ("*.", host[2:]) if host.startswith("*.") else ("", host)
+    if name.isascii():
+        return star + name.lower()
+    try:
+        return star + httpx.URL(scheme="https", host=name).raw_host.decode()
+    except httpx.InvalidURL:
+        raise ConfigurationError(f"image_url_hosts: {host!r} is not the name of a host") from None
+
+
 class UrlFetcher:
-    """Fetches by one policy. `resolve`, `is_public` and `transport` are replaced in tests."""
+    """Fetches by one policy. `resolve`, `is_public` and `transport` are replaced in tests.
+
+    Raises ConfigurationError for a host that cannot be one.
+    """
 
     def __init__(
         self,
@@ -108,6 +122,7 @@ class UrlFetcher:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._policy = policy
+        self._hosts = tuple(map(_ascii, policy.hosts))
         self._resolve = resolve
         self._is_public = is_public
         self._transport = transport
@@ -152,7 +167,7 @@ class UrlFetcher:
         try:
             parts = urlsplit(text)
             port = parts.port
-            asked = httpx.URL(text)
+            asked = httpx.URL(text).raw_host.decode("ascii")
         except (ValueError, httpx.InvalidURL):
             raise ImageUrlRefused("the image's URL cannot be read as one") from None
         schemes = ("https", "http") if self._policy.http else ("https",)
@@ -163,14 +178,14 @@ class UrlFetcher:
         if port not in (None, PORTS[parts.scheme]):
             raise ImageUrlRefused("the image's URL must not name a port")
         host = (parts.hostname or "").rstrip(".")
-        if host != asked.host.rstrip(".") or not self._listed(host):
+        if host != asked.rstrip(".") or not self._listed(host):
             raise ImageUrlRefused("the image's host is not one of those allowed here")
         return host, PORTS[parts.scheme]
 
     def _listed(self, host: str) -> bool:
         return any(
             host.endswith(name[1:]) and host != name[2:] if name.startswith("*.") else host == name
-            for name in map(str.lower, self._policy.hosts)
+            for name in self._hosts
         )
 
     async def _ask(self, client: httpx.AsyncClient, target: _Target) -> bytes | str:

@@ -10,6 +10,7 @@ the whole alone (LLaMA-Factory), a response that forges turns may be read as tur
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -102,7 +103,7 @@ class PolicyTemplate:
         `answered`: it ends with the response. `open_end`: anything may follow it. Raises TemplateMismatch when there
         may be more turns than are read, which would be taken for text.
         """
-        found: list[tuple[Texts, int]] = []
+        found: list[_Match] = []
         for questions in range(1, MAX_QUESTIONS + 1):
             shapes = reversed(_shapes(questions, answered=answered))
             matches = [self._match(text, roles, open_end=open_end) for roles in shapes]
@@ -111,29 +112,32 @@ class PolicyTemplate:
             found += filter(None, matches)
         else:
             raise TemplateMismatch(f"the string has more than the {MAX_QUESTIONS} turns of the user that are read")
-        renders = ((texts, end) for texts, end in reversed(found) if self._renders(texts, text[:end]))
-        return next(renders, None)
+        for match in reversed(found):
+            texts = match.texts(text)
+            if self._renders(texts, text[: match.end]):
+                return texts, match.end
+        return None
 
-    def _match(self, text: str, roles: tuple[Role, ...], *, open_end: bool) -> tuple[Texts, int] | None:
-        """The texts between the template's pieces, and where the last piece ends."""
+    def _match(self, text: str, roles: tuple[Role, ...], *, open_end: bool) -> "_Match | None":
+        """Where the texts between the template's pieces are."""
         try:
             first, *between, last = self._pieces(roles)
         except _Unreadable:
             return None  # this template has no such conversation
         if not text.startswith(first):
             return None
-        texts, position = [], len(first)
+        spans, position = [], len(first)
         for piece in between:
             start = text.find(piece, position)
             if start < 0:
                 return None
-            texts.append(text[position:start])
+            spans.append((position, start))
             position = start + len(piece)
         start = text.find(last, position) if open_end else len(text) - len(last)
         if start < position or not text.startswith(last, start):
             return None
-        texts.append(text[position:start])
-        return tuple(zip(roles, texts, strict=True)), start + len(last)
+        spans.append((position, start))
+        return _Match(roles, spans, start + len(last))
 
     def _renders(self, texts: Texts, expected: str) -> bool:
         try:
@@ -195,6 +199,18 @@ def open_template(name: str) -> PolicyTemplate:
         raise ConfigurationError(
             f"policy_template: {name}: {error.strerror}; choose {', '.join((*NAMES, PLAIN))} or a Jinja file"
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """The places of a conversation's texts in a string, and where the last piece after them ends."""
+
+    roles: tuple[Role, ...]
+    spans: list[tuple[int, int]]
+    end: int
+
+    def texts(self, text: str) -> Texts:
+        return tuple((role, text[start:end]) for role, (start, end) in zip(self.roles, self.spans, strict=True))
 
 
 class _Unreadable(Exception):

@@ -4,12 +4,14 @@ On SIGTERM /readyz says 503 at once while requests are still accepted for `drain
 sending until they have noticed; then the socket closes and what was accepted is finished.
 """
 
+import asyncio
 import logging
 import math
 import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import prometheus_client
@@ -66,6 +68,7 @@ def make_server(app: FastAPI, settings: Settings) -> "DrainingServer":
         server_header=False,
         backlog=BACKLOG,
         http=limited(settings.max_header_bytes, settings.header_timeout_s, settings.body_timeout_s),
+        ws="none",
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
@@ -102,6 +105,11 @@ class DrainingServer(uvicorn.Server):
     @property
     def failed(self) -> bool:
         return self._lifecycle.failure is not None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(sockets)
+        # Its loop waits for the threads of its executor: those that still work do so for nobody, and may for minutes.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first SIGTERM drains; Ctrl-C closes at once; a second signal does not wait for requests either."""

@@ -162,7 +162,7 @@ class Store:
         self.stored: set[str] = set()
         self.requests: Counter[str] = Counter()
         self.forgets = False
-        self.full = 0
+        self.full, self.code = 0, ""
         self.inline: list[str] = []
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -173,7 +173,7 @@ class Store:
         name = request.url.path.rpartition("/")[2]
         if request.method == "PUT":
             if self.full:
-                return problem(self.full, "image-store-full")
+                return problem(self.full, self.code)
             self.stored |= set() if self.forgets else {name}
             return httpx.Response(201, json={"sha256": name, "expires_in_s": 100.0})
         images = json.loads(request.content)["images"]
@@ -243,10 +243,12 @@ def test_where_no_reference_holds_the_image_goes_with_the_request() -> None:
     assert len(store.inline) == 1
 
 
-@pytest.mark.parametrize("status", [503, 429])
-def test_with_a_full_store_the_image_goes_with_the_request(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, "image-store-full"), (429, "image-store-full"), (503, "image-store-unavailable")]
+)
+def test_with_a_full_store_the_image_goes_with_the_request(status: int, code: str) -> None:
     store = Store()
-    store.full = status
+    store.full, store.code = status, code
     with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
         assert client.score("p", [png()], "r").score == 1.0
     assert len(store.inline) == 1

@@ -6,6 +6,7 @@ The requests are those that each client builds; what they read is written as the
 import hashlib
 import math
 import time
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -136,6 +137,26 @@ async def test_an_image_marker_scores_as_score_does(client: httpx.AsyncClient) -
     assert (await client.post("/v1/rerank", json=rerank)).json()["results"][0]["relevance_score"] == score
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rerank", {"query": MARKER * 100_000, "documents": ["a"]}),
+        ("/trainers/slime", {"prompt": [{"role": "user", "content": MARKER * 100_000}], "response": "a"}),
+        ("/classify", {"messages": [{"role": "user", "content": MARKER * 5}, {"role": "assistant", "content": "a"}]}),
+        (
+            "/trainers/openrlhf",
+            {"query": [PROMPT.replace("user\n", f"user\n{MARKER * 5}", 1)] * 2}
+            | {"prompts": [PROMPT.replace("user\n", f"user\n{MARKER * 5}", 1)] * 2},
+        ),
+    ],
+)
+async def test_no_more_markers_are_read_than_images_are_accepted(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    detail = assert_problem(await client.post(path, json=body), 422, "too-many-images")["detail"]
+    assert detail.endswith("a text has more than the 4 images that are accepted")
+
+
 async def test_a_policy_cannot_add_an_image_by_a_marker(client: httpx.AsyncClient, engine: StandInEngine) -> None:
     """Neither in its response nor in its earlier turns; and a structured request reads markers nowhere."""
     engine.images_seen.clear()
@@ -235,6 +256,32 @@ def test_strings_with_more_turns_than_are_read_are_refused_in_time() -> None:
         with pytest.raises(TemplateMismatch):
             template.prompt(text)
     assert time.monotonic() - started < 20
+
+
+def test_the_texts_of_a_string_are_not_copied_for_every_number_of_turns() -> None:
+    turn = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    text = turn * (MAX_QUESTIONS - 2) + "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n" + "a" * 1_000_000
+    tracemalloc.start()
+    try:
+        texts, response = open_template("chatml").exchange(text)
+        assert (len(texts), len(response)) == (2 * MAX_QUESTIONS - 3, 1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 100 * len(text)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/trainers/llama-factory", {"messages": ["a" * 2_000_000]}),
+        ("/trainers/slime", {"prompt": "a" * 2_000_000, "response": "a"}),
+        ("/classify", {"input": "a" * 2_000_000}),
+    ],
+)
+async def test_what_cannot_fit_is_not_searched_for_turns(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    assert_problem(await client.post(path, json=body), 422, "prompt-too-long")
 
 
 @pytest.mark.parametrize("lead", ["", " "])

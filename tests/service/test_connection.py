@@ -11,6 +11,7 @@ import pytest
 
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
+from beholder.connection import LimitedConnection
 from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
@@ -233,6 +234,89 @@ def test_no_refusal_is_taken_for_the_answer_to_an_earlier_request(served: Served
         connection.sendall(b"not HTTP\r\n\r\n")
         assert answer(connection) == b""
     engine.gate.set()
+
+
+def request(body: bytes = json.dumps(SCORE).encode(), path: bytes = b"/score", headers: bytes = b"") -> bytes:
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n" % (path, headers, len(body))
+    return head + body
+
+
+def answers(connection: socket.socket, count: int) -> list[int]:
+    """The statuses of so many answers."""
+    received = b""
+    while received.count(b"HTTP/1.1 ") < count and (chunk := connection.recv(65536)):
+        received += chunk
+    return [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+
+
+LIVE = b"GET /livez HTTP/1.1\r\n\r\n"
+
+
+def waiting(served: Served) -> int:
+    """Requests behind those that are being answered."""
+    connections = served.server.server_state.connections
+    return sum(len(each.pipeline) for each in connections if isinstance(each, LimitedConnection))
+
+
+def test_few_requests_wait_behind_one_and_all_are_answered(served: Served, engine: StandInEngine) -> None:
+    engine.gate.clear()
+    with connected(served) as connection:
+        connection.sendall(request() + LIVE * 2_000)
+        wait_until(lambda: engine.active == 1)
+        assert 0 < waiting(served) < 250
+        connection.sendall(LIVE * 1_000)
+        time.sleep(0.1)
+        assert waiting(served) < 250
+        engine.gate.set()
+        assert answers(connection, 3_001) == [200] * 3_001
+        connection.sendall(request() * 100)
+        assert answers(connection, 100) == [200] * 100
+
+
+def test_a_head_that_begins_while_another_request_is_answered_has_its_time_afterwards(
+    served: Served, engine: StandInEngine
+) -> None:
+    engine.gate.clear()
+    with connected(served) as connection:
+        connection.sendall(request() + b"GET /li")
+        time.sleep(1)  # longer than a head may take
+        engine.gate.set()
+        assert answers(connection, 1) == [200]
+        connection.sendall(b"vez HTTP/1.1\r\n\r\n")
+        assert answers(connection, 1) == [200]
+        connection.sendall(b"GET /li")
+        assert code_of(answer(connection)) == (408, "request-timeout")
+
+
+@pytest.mark.parametrize("behind", [LIVE, request() + LIVE], ids=["one behind it", "two"])
+def test_what_is_scored_for_a_client_that_has_gone_ends_with_requests_behind_it_too(
+    served: Served, engine: StandInEngine, behind: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.gate.clear()
+    with connected(served) as connection:
+        connection.sendall(request() + behind)
+        wait_until(lambda: engine.active == 1)
+    wait_until(lambda: engine.active == 0, 3)
+    time.sleep(0.1)
+    assert engine.active == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_another_protocol_is_not_taken_up(served: Served, protocol: bytes) -> None:
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABk\r\n" % protocol
+    with connected(served) as connection:
+        connection.sendall(request(headers=upgrade) + LIVE)
+        assert answers(connection, 2) == [200, 200]
+        whole = request(json.dumps({**SCORE, "prompt": "a" * 60_000}).encode(), headers=upgrade)
+        for start in range(0, len(whole), 10_000):
+            connection.sendall(whole[start : start + 10_000])
+            time.sleep(0.01)
+        connection.sendall(b"GET /livez HTTP/1.1\r\n%b\r\n" % upgrade)
+        assert answers(connection, 2) == [422, 200]
+        connection.sendall(b"POST /score HTTP/1.1\r\n%bContent-Length: 10\r\n\r\n{" % upgrade)
+        assert code_of(answer(connection)) == (408, "request-timeout")
+    assert_still_serving(served)
 
 
 def test_what_is_not_http_is_refused(served: Served) -> None:

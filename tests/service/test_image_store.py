@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from beholder.errors import ConfigurationError, ImageStoreFull
+from beholder.errors import ConfigurationError, ImageStoreFull, ImageStoreUnavailable
 from beholder.image_store import FolderStore, ImageStore, open_store
 
 Open = Callable[[int, float], ImageStore]
@@ -128,6 +129,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"image_store: .*file"):
         open_store(tmp_path / "file", 10, 60)
+
+
+def test_a_folder_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "images", 10, 60)
+    store.put(name(b"x" * 6), b"x" * 6)
+    shutil.rmtree(tmp_path / "images")
+    assert not store.holds(name(b"x" * 6))
+    assert store.get(name(b"x" * 6)) is None
+    assert store.put(name(b"y" * 6), b"y" * 6)
+    assert store.get(name(b"y" * 6)) == b"y" * 6
+
+
+def test_a_folder_that_became_a_file_is_unavailable(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "images", 10, 60)
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "images").write_text("")
+    for ask in (store.holds, store.get, lambda sha256: store.put(sha256, b"x")):
+        with pytest.raises(ImageStoreUnavailable, match=r"cannot be used: .*retry later"):
+            ask(name(b"x"))
 
 
 def test_files_are_whole_when_they_appear(tmp_path: Path) -> None:

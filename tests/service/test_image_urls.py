@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from beholder import image_urls
-from beholder.errors import ImageError, ImageTooLarge, ImageUrlFailed, ImageUrlRefused
+from beholder.errors import ConfigurationError, ImageError, ImageTooLarge, ImageUrlFailed, ImageUrlRefused
 from beholder.image_urls import UrlFetcher, UrlPolicy, is_public
 from tests.pictures import png
 
@@ -52,6 +52,19 @@ async def test_an_image_is_fetched_from_the_address_that_was_checked(web: Web) -
     assert request.headers["host"] == "images.example.com"
     assert request.extensions["sni_hostname"] == "images.example.com"
     assert not {"authorization", "cookie", "referer"} & set(request.headers)
+
+
+@pytest.mark.parametrize("name", ["xn--mnchen-3ya.de", "m\u00fcnchen.de", "*.xn--mnchen-3ya.de", "*.m\u00fcnchen.de"])
+async def test_hosts_with_other_letters_are_asked_in_ascii(web: Web, name: str) -> None:
+    host = name.replace("m\u00fcnchen", "xn--mnchen-3ya").replace("*", "a")
+    assert await web.fetcher(UrlPolicy((name,))).fetch(f"https://{host}/a.png") == PICTURE
+    (request,) = web.asked
+    assert request.headers["host"] == request.extensions["sni_hostname"] == host
+
+
+def test_a_name_that_no_host_has_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"image_url_hosts: 'm\u00fc nchen\.de'"):
+        UrlFetcher(UrlPolicy(("m\u00fc nchen.de",)))
 
 
 async def test_hosts_below_a_star_are_allowed(web: Web) -> None:
@@ -139,6 +152,9 @@ async def test_redirects_that_are_refused(web: Web, location: str) -> None:
         "https://images.example.com/" + "a" * 5000,
         "https://[::1",
         "https://[fe80::1%25eth0]/",
+        "https://xn--/a.png",
+        "https://xn--a.example.com/",
+        "https://xn--mnchen-3ya.de.evil.org/",
     ],
 )
 async def test_urls_that_are_refused(web: Web, url: str) -> None:

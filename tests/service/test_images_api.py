@@ -89,6 +89,26 @@ async def test_a_form_that_is_none_is_refused(client: httpx.AsyncClient) -> None
         assert_problem(await client.post("/rank", content=b"nonsense", headers=headers), 422, "invalid-request")
 
 
+async def test_a_form_of_an_unusable_charset_is_read_or_refused(client: httpx.AsyncClient) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="request"\r\n\r\n' + json.dumps(QUESTION).encode()
+    for charset in ("undefined", "idna", "base64", "none", "\u00e9"):
+        headers = {b"content-type": f"multipart/form-data; boundary=x; charset={charset}".encode("latin-1")}
+        response = await client.post("/rank", content=part + b"\r\n--x--\r\n", headers=headers)
+        if response.status_code != 200:
+            assert_problem(response, 422, "invalid-request")
+
+
+@pytest.mark.parametrize("path", ["/rank", f"/images/{NAME}"])
+async def test_compressed_bodies_are_refused(client: httpx.AsyncClient, path: str) -> None:
+    method = "PUT" if path.startswith("/images") else "POST"
+    content = PICTURE if method == "PUT" else json.dumps(QUESTION).encode()
+    for encoding in ("gzip", "br", "gzip, identity"):
+        response = await client.request(method, path, content=content, headers={"content-encoding": encoding})
+        assert "uncompressed" in assert_problem(response, 415, "unsupported-encoding")["detail"]
+    response = await client.request(method, path, content=content, headers={"content-encoding": "Identity"})
+    assert response.is_success
+
+
 async def test_the_service_opens_what_its_own_limit_accepts(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
     async with serve() as client:

@@ -7,9 +7,11 @@ import time
 import httpx
 import pytest
 
+from beholder.compatibility import MAX_TEXTS
 from beholder.errors import InvalidRequest
 from beholder.routes.reading import MAX_VALUES, parse
 from beholder.routes.scoring import RANK, SCORE
+from beholder.routes.trainers import OPENRLHF, SLIME
 from beholder.schemas import RankRequest
 from tests.service.test_http import assert_problem
 
@@ -22,6 +24,7 @@ BODIES = {
     "texts": '{"prompt": "p", "response": [' + '"a",' * MANY + '"a"]}',
     "nests": '{"prompt": "p", "response": ' + "[" * MANY,
     "objects": '{"items": [' + "{}," * MANY + "{}]}",
+    "texts that no comma divides": '{"prompt": "' + "," * MANY + '"' + '""' * 2 * MANY,
     "values after a text that does not end well": '{"prompt": "\\\\", "response": [' + "0," * MANY + "0]}",
 }
 
@@ -37,6 +40,25 @@ def test_what_is_in_texts_counts_for_none(text: str) -> None:
     body = parse(json.dumps({**QUESTION, "prompt": text}).encode(), RANK)
     assert isinstance(body, RankRequest)
     assert body.prompt == text
+
+
+def test_as_many_values_with_a_key_each_are_read() -> None:
+    label = {str(index): "a, b" for index in range(MAX_VALUES - 10)}
+    body = parse(json.dumps({"prompt": "p", "response": "r", "label": label}).encode(), SLIME)
+    assert len(body.label) == MAX_VALUES - 10
+
+
+def test_the_most_texts_of_a_trainer_are_read() -> None:
+    texts = ["p, [q]"] * MAX_TEXTS
+    parse(json.dumps({"query": texts, "prompts": texts, "labels": texts}).encode(), OPENRLHF)
+
+
+def test_texts_are_counted_over_the_bounds_of_what_is_scanned_at_a_time() -> None:
+    for length in range(2**18 - 20, 2**18 + 5):
+        prompt = "a" * length + '\\",' * MANY
+        body = parse(json.dumps({**QUESTION, "prompt": prompt}).encode(), RANK)
+        assert isinstance(body, RankRequest)
+        assert body.prompt == prompt
 
 
 def test_a_text_without_end_is_read_in_linear_time() -> None:
@@ -59,6 +81,17 @@ async def test_the_loop_answers_while_a_large_form_is_parsed(client: httpx.Async
         await asyncio.sleep(0.005)
         turns += 1
     assert_problem(await posted, 422, "invalid-request")
+    assert turns > 8
+
+
+async def test_the_loop_answers_while_a_large_body_is_read(client: httpx.AsyncClient) -> None:
+    content = json.dumps({**QUESTION, "prompt": ",\n" * 5_000_000}).encode()
+    posted = asyncio.ensure_future(client.post("/rank", content=content))
+    turns = 0
+    while not posted.done():
+        await asyncio.sleep(0.005)
+        turns += 1
+    assert_problem(await posted, 422, "prompt-too-long")
     assert turns > 8
 
 

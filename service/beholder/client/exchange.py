@@ -21,6 +21,7 @@ from beholder.errors import (
     EngineUnavailable,
     ImageError,
     ImageStoreFull,
+    ImageStoreUnavailable,
     ImageUnknown,
 )
 
@@ -74,14 +75,14 @@ class Channel:
 
     async def _refer(self, replica: Replica, image: EncodedImage) -> Any:
         """What stands for the image in a request to `replica`, which has it then; the image itself when its store is
-        full."""
+        full, or cannot be used."""
         async with self._lock(replica, image.sha256):
             if not replica.has(image.sha256):
                 try:
                     receipt = await self._send(replica, "PUT", f"/images/{image.sha256}", image.data)
                     expires_in_s = float(receipt["expires_in_s"])
                 except Failed as failed:
-                    if isinstance(failed.error, ImageStoreFull):
+                    if isinstance(failed.error, ImageStoreFull | ImageStoreUnavailable):
                         return image.base64
                     raise
                 except ImageError as error:

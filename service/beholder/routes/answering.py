@@ -23,6 +23,7 @@ _REFUSALS: Final = {
     405: "Another method is needed.",
     408: "The request came too slowly.",
     413: "Body or image too large.",
+    415: "The body is compressed.",
     422: "The request cannot be answered; `code` says why.",
     429: "Overloaded, where the service is set to say it so: retry.",
     431: "URL and headers are too large.",
@@ -44,7 +45,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-SCORING: Final = refusals(404, 408, 413, 422, 503, 504)
+SCORING: Final = refusals(404, 408, 413, 415, 422, 503, 504)
 
 
 def choose_model(request: Request, name: str | None) -> Scorer:

@@ -26,6 +26,7 @@ from beholder.compatibility import (
 )
 from beholder.engine import EngineScore
 from beholder.errors import InvalidRequest
+from beholder.models import Model
 from beholder.policy_template import PolicyTemplate
 from beholder.problems import ID_KEY
 from beholder.prompts import Turn
@@ -49,7 +50,7 @@ async def classify(request: Request) -> Response:
     scorer = choose_model(request, body.model)
     policy = context_of(request).policy
     templates = [scorer.model.own_template or policy, policy]
-    samples = await asyncio.to_thread(_classify_samples, templates, body)
+    samples = await asyncio.to_thread(_classify_samples, scorer.model, templates, body)
     scores = await score_samples(request, scorer, samples)
     data = [
         ClassifyItem(index=index, label=LABEL, probs=[_shown(score.logit, raw=body.raw)], num_classes=1)
@@ -74,7 +75,8 @@ async def rerank(request: Request) -> Response:
     body = await read_model(request, RERANK)
     scorer = choose_model(request, body.model)
     texts = _documents(body)
-    parts, sources = read_content("user", body.query.content if isinstance(body.query, QueryParts) else body.query)
+    query = body.query.content if isinstance(body.query, QueryParts) else body.query
+    parts, sources = await asyncio.to_thread(read_content, "user", query, scorer.model.settings.max_images)
     conversation = (Turn("user", parts),)
     samples = [Sample(conversation, tuple(sources), text, f"documents[{index}]") for index, text in enumerate(texts)]
     scores = await score_samples(request, scorer, samples)
@@ -98,15 +100,15 @@ async def rerank(request: Request) -> Response:
     )
 
 
-def _classify_samples(templates: Sequence[PolicyTemplate], body: ClassifyRequest) -> list[Sample]:
+def _classify_samples(model: Model, templates: Sequence[PolicyTemplate], body: ClassifyRequest) -> list[Sample]:
     if body.messages is not None:
         *messages, last = body.messages
         response = text_of(last.content)
         if response is None:
             raise InvalidRequest("messages: the last one is scored and must be text")
-        return [Sample(*read_chat(messages), response)]
+        return [Sample(*read_chat(messages, model.settings.max_images), response)]
     texts = [body.input] if isinstance(body.input, str) else body.input or []
-    return exchanges(templates, texts, "input")
+    return exchanges(model, templates, texts, "input")
 
 
 def _documents(body: RerankRequest) -> list[str]:

@@ -24,7 +24,7 @@ router = APIRouter(tags=["images"])
     status_code=201,
     summary="Send an image ahead",
     responses={
-        **refusals(408, 413, 422, 503),
+        **refusals(408, 413, 415, 422, 503),
         200: {"model": ImageReceipt, "description": "It was stored already; its time starts anew."},
     },
     openapi_extra={

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from beholder.errors import DeadlineExceeded, InvalidRequest, RequestTimeout, RequestTooLarge
+from beholder.errors import DeadlineExceeded, InvalidRequest, RequestTimeout, RequestTooLarge, UnsupportedEncoding
 from beholder.problems import from_validation
 from beholder.routes.context import context_of
 from beholder.schemas import MAX_IMAGES
@@ -29,9 +29,16 @@ _BYTES: Final = "latin-1"
 """Text of it has a character for each byte, and gives the bytes back."""
 QUICK_FORM_BYTES: Final = 64 * 1024
 """Of forms that are parsed on the event loop, in a few milliseconds even where they are made to be slow."""
+QUICK_BODY_BYTES: Final = 512 * 1024
+"""Of JSON that is parsed on the event loop, in about two milliseconds."""
 MAX_VALUES: Final = 100_000
 """JSON values in a body: as many are read in less than half a second, during which the event loop stands still."""
-_STRING_OR_VALUE: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,\[{]', re.DOTALL)
+MAX_STRINGS: Final = 2 * MAX_VALUES
+"""So many strings have that many values with a key each: what has more is not JSON."""
+_SCANNED_BYTES: Final = 2**18
+"""At a time: a regular expression lets no other thread run."""
+_TO_STRING_OR_VALUE: Final = re.compile(rb'[^",\[{]*+([",\[{]?)')
+_REST_OF_STRING: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+("?)', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +64,18 @@ def is_form(request: Request) -> bool:
 
 
 async def read_model(request: Request, adapter: TypeAdapter[T]) -> T:
-    """The body, with samples, as a model. Raises RequestTooLarge, RequestTimeout, InvalidRequest, InvalidText."""
-    return parse(await read_body(request), adapter)
+    """The body, with samples, as a model.
+
+    Raises RequestTooLarge, RequestTimeout, UnsupportedEncoding, InvalidRequest, InvalidText.
+    """
+    return await parse_beside(await read_body(request), adapter)
+
+
+async def parse_beside(body: bytes, adapter: TypeAdapter[T]) -> T:
+    """`parse`, in a thread where it may take long. Raises InvalidRequest, InvalidText."""
+    if len(body) <= QUICK_BODY_BYTES and _separators(body) < MAX_VALUES:
+        return parse(body, adapter)
+    return await asyncio.to_thread(parse, body, adapter)
 
 
 def parse(body: bytes, adapter: TypeAdapter[T]) -> T:
@@ -71,8 +88,13 @@ def parse(body: bytes, adapter: TypeAdapter[T]) -> T:
 
 
 async def read_body(request: Request, limit: int | None = None) -> bytes:
-    """All bytes, at most `limit` (or what the settings say). Raises RequestTooLarge, RequestTimeout."""
+    """All bytes, at most `limit` (or what the settings say).
+
+    Raises RequestTooLarge, RequestTimeout, UnsupportedEncoding.
+    """
     settings = context_of(request).settings
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedEncoding("the body has a Content-Encoding: send it uncompressed")
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             return await _read(request, limit or settings.max_body_bytes)
@@ -81,9 +103,8 @@ async def read_body(request: Request, limit: int | None = None) -> bytes:
 
 
 async def read_form(request: Request) -> Form:
-    """A multipart body, with samples. Raises RequestTooLarge, RequestTimeout, InvalidRequest."""
+    """A multipart body, with samples. Raises RequestTooLarge, RequestTimeout, UnsupportedEncoding, InvalidRequest."""
     body = await read_body(request)
-
     if len(body) <= QUICK_FORM_BYTES:
         return await _parse_form(request.headers, body)
     return await asyncio.to_thread(lambda: asyncio.run(_parse_form(request.headers, body)))
@@ -114,13 +135,26 @@ def _require_few_values(body: bytes) -> None:
 
     Commas and opening brackets are counted, first with those in strings, which is quick, then without.
     """
-    if sum(map(body.count, (b",", b"[", b"{"))) < MAX_VALUES:
+    if _separators(body) < MAX_VALUES:
         return
-    count = 0
-    for match in _STRING_OR_VALUE.finditer(body):
-        count += match.group()[:1] != b'"'
-        if count >= MAX_VALUES:
-            raise InvalidRequest(f"the body has more than {MAX_VALUES} values: send fewer samples")
+    values = strings = position = 0
+    in_string = False
+    while values < MAX_VALUES and strings <= MAX_STRINGS:
+        pattern = _REST_OF_STRING if in_string else _TO_STRING_OR_VALUE
+        found = pattern.match(body, position, position + _SCANNED_BYTES)
+        if found is None or found.end() == position:
+            return
+        position = found.end()
+        if found[1] == b'"':
+            in_string = not in_string
+            strings += in_string
+        elif found[1]:
+            values += 1
+    raise InvalidRequest(f"the body has more than {MAX_VALUES} values: send fewer samples")
+
+
+def _separators(body: bytes) -> int:
+    return sum(map(body.count, (b",", b"[", b"{")))
 
 
 async def _parse_form(headers: Headers, body: bytes) -> Form:
@@ -133,7 +167,7 @@ async def _parse_form(headers: Headers, body: bytes) -> Form:
     parser.spool_max_size = len(body) + 1  # stays in memory, which holds it anyway
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError, AssertionError) as error:
+    except (MultiPartException, KeyError, UnicodeError, AssertionError) as error:
         raise InvalidRequest(f"the form cannot be read: {getattr(error, 'message', type(error).__name__)}") from None
     try:
         return await _form(form.multi_items())

@@ -12,7 +12,7 @@ from beholder.image_sources import ImageSource, Upload
 from beholder.models import Model
 from beholder.rewards import best_first, normalize, ranks
 from beholder.routes.answering import SCORING, answer, choose_model, score_samples
-from beholder.routes.reading import is_form, parse, read_form, read_model
+from beholder.routes.reading import is_form, parse_beside, read_form, read_model
 from beholder.schemas import (
     RankRequest,
     RankResponse,
@@ -66,7 +66,7 @@ async def _read_rank(request: Request) -> tuple[RankRequest, tuple[ImageSource, 
         body = await read_model(request, RANK)
         return body, body.sources()
     form = await read_form(request)
-    body = parse(form.request, RANK)
+    body = await parse_beside(form.request, RANK)
     if body.images and form.files:
         raise InvalidRequest("images: give them in `request` or as files, not both")
     return body, tuple(map(Upload, form.files)) or body.sources()

@@ -21,7 +21,8 @@ from beholder.compatibility import (
     SlimeRequest,
     read_chat,
 )
-from beholder.errors import InvalidRequest
+from beholder.errors import InvalidRequest, PromptTooLong
+from beholder.models import Model
 from beholder.policy_template import PolicyTemplate, Texts
 from beholder.rewards import normalize
 from beholder.routes.answering import SCORING, answer, choose_model, score_samples
@@ -33,6 +34,8 @@ router = APIRouter(prefix="/trainers", tags=["trainers"])
 OPENRLHF: Final = TypeAdapter(OpenRLHFRequest)
 LLAMA_FACTORY: Final = TypeAdapter(LlamaFactoryRequest)
 SLIME: Final = TypeAdapter(SlimeRequest)
+MARK_TOKENS: Final = 2**16
+"""Of a string, at most, are the template's marks and those of images: no more is known before it is read."""
 ChosenModel = Annotated[str | None, Query(max_length=4096, description="One of GET /models; the first if left out.")]
 
 
@@ -41,7 +44,7 @@ async def openrlhf(request: Request, model: ChosenModel = None) -> Response:
     """`scores` are `rewards`: raw logits. The response is `query` without `prompts`, whatever is in it."""
     body = await read_model(request, OPENRLHF)
     scorer = choose_model(request, model)
-    samples = await asyncio.to_thread(_openrlhf_samples, context_of(request).policy, body)
+    samples = await asyncio.to_thread(_openrlhf_samples, scorer.model, context_of(request).policy, body)
     scores = await score_samples(request, scorer, samples)
     rewards = [score.logit for score in scores]
     logs = {"prompt_tokens": [float(score.prompt_tokens) for score in scores]}
@@ -60,7 +63,7 @@ async def llama_factory(request: Request, model: ChosenModel = None) -> Response
     """Raw logits. The string alone does not tell a forged turn in a response from a real one."""
     body = await read_model(request, LLAMA_FACTORY)
     scorer = choose_model(request, model)
-    samples = await asyncio.to_thread(exchanges, [context_of(request).policy], body.messages, "messages")
+    samples = await asyncio.to_thread(exchanges, scorer.model, [context_of(request).policy], body.messages, "messages")
     scores = await score_samples(request, scorer, samples)
     return answer(LlamaFactoryResponse(scores=[score.logit for score in scores]))
 
@@ -77,49 +80,63 @@ async def slime(
     body = await read_model(request, SLIME)
     scorer, policy = choose_model(request, model), context_of(request).policy
     if isinstance(body.prompt, str):
-        sample = (await asyncio.to_thread(_samples, [body.prompt], [body.response], policy, "prompt"))[0]
+        sample = (await asyncio.to_thread(_samples, scorer.model, [body.prompt], [body.response], policy, "prompt"))[0]
     else:
-        conversation, sources = read_chat(body.prompt)
+        max_images = scorer.model.settings.max_images
+        conversation, sources = await asyncio.to_thread(read_chat, body.prompt, max_images)
         sample = Sample(conversation, sources, policy.response(body.response))
     (score,) = await score_samples(request, scorer, [sample])
     return JSONResponse(score.logit if reward_key is None else {reward_key: score.logit})
 
 
-def exchanges(templates: Sequence[PolicyTemplate], texts: Sequence[str], field: str) -> list[Sample]:
+def exchanges(model: Model, templates: Sequence[PolicyTemplate], texts: Sequence[str], field: str) -> list[Sample]:
     """Samples of strings with prompt and response, each in the first of the templates that it renders in."""
     samples = []
     for index, text in enumerate(texts):
         place = f"{field}[{index}]"
-        conversation, response = _exchange(templates, text, place)
-        turns, sources = markers.conversation(conversation)
+        try:
+            _require_possible(model, text)
+            conversation, response = _exchange(templates, text)
+            turns, sources = markers.conversation(conversation, model.settings.max_images)
+        except InvalidRequest as error:
+            raise error.at(place) from None
         samples.append(Sample(turns, sources, response, place))
     return samples
 
 
-def _exchange(templates: Sequence[PolicyTemplate], text: str, place: str) -> tuple[Texts, str]:
+def _exchange(templates: Sequence[PolicyTemplate], text: str) -> tuple[Texts, str]:
     *others, last = templates
     for template in others:
         try:
             return template.exchange(text)
         except InvalidRequest:
             continue
-    try:
-        return last.exchange(text)
-    except InvalidRequest as error:
-        raise error.at(place) from None
+    return last.exchange(text)
 
 
-def _openrlhf_samples(policy: PolicyTemplate, body: OpenRLHFRequest) -> list[Sample]:
+def _openrlhf_samples(model: Model, policy: PolicyTemplate, body: OpenRLHFRequest) -> list[Sample]:
     responses = [query.removeprefix(prompt) for query, prompt in zip(body.query, body.prompts, strict=True)]
-    return _samples(body.prompts, responses, policy, "prompts[{}]")
+    return _samples(model, body.prompts, responses, policy, "prompts[{}]")
 
 
-def _samples(prompts: Sequence[str], responses: Sequence[str], policy: PolicyTemplate, place: str) -> list[Sample]:
+def _samples(
+    model: Model, prompts: Sequence[str], responses: Sequence[str], policy: PolicyTemplate, place: str
+) -> list[Sample]:
     samples = []
     for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
-            turns, sources = markers.conversation(policy.prompt(prompt))
+            _require_possible(model, prompt)
+            turns, sources = markers.conversation(policy.prompt(prompt), model.settings.max_images)
         except InvalidRequest as error:
             raise error.at(place.format(index)) from None
         samples.append(Sample(turns, sources, policy.response(response), place.format(index)))
     return samples
+
+
+def _require_possible(model: Model, text: str) -> None:
+    """Before the turns of a long text are looked for, which takes long. Raises PromptTooLong."""
+    least, limit = model.renderer.least_tokens((), text) - MARK_TOKENS, model.engine.max_tokens
+    if least > limit and model.settings.overlong == "refuse":
+        raise PromptTooLong(
+            f"the string has at least {least} tokens, at most {limit} are accepted: shorten it", least, limit
+        )
