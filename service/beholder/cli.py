@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from beholder.errors import BeholderError, ConfigurationError
+from beholder.flags import parse_map
 from beholder.load_test import command as load_test
 from beholder.offline import commands as offline
 
@@ -124,7 +125,6 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from beholder.flags import parse_map
     from beholder.server import serve
     from beholder.settings import Settings, load_settings, misspelt_variables
 

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-import math
 import random
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any, Final, get_args
 
 from beholder.errors import ConfigurationError
+from beholder.flags import count, positive
 from beholder.load_test.mix import ImageMode, Mix, Route
 
 NOTES: Final = """Prompts have rendered pictures and several responses each, in random order, as concurrent rollouts
@@ -31,21 +31,21 @@ def add(add_parser: Callable[..., argparse.ArgumentParser], form: dict[str, Any]
     parser.add_argument("url", metavar="URL")
     parser.add_argument("--route", choices=get_args(Route), default="score", help="(default: score)")
     parser.add_argument("--model", metavar="NAME", help="of the service's several; default: its first")
-    parser.add_argument("--concurrency", type=_count, default=32, metavar="N", help="connections (default: 32)")
-    parser.add_argument("--rate", type=_positive, metavar="R", help="requests a second: an open loop")
-    parser.add_argument("--seconds", type=_positive, default=30, metavar="S", help="(default: 30)")
-    parser.add_argument("--requests", type=_count, metavar="N", help="stop after so many instead")
-    parser.add_argument("--timeout", type=_positive, default=300, metavar="S",
+    parser.add_argument("--concurrency", type=count, default=32, metavar="N", help="connections (default: 32)")
+    parser.add_argument("--rate", type=positive, metavar="R", help="requests a second: an open loop")
+    parser.add_argument("--seconds", type=positive, default=30, metavar="S", help="(default: 30)")
+    parser.add_argument("--requests", type=count, metavar="N", help="stop after so many instead")
+    parser.add_argument("--timeout", type=positive, default=300, metavar="S",
                         help="what is not answered within this has failed (default: 300)")  # fmt: skip
-    parser.add_argument("--prompts", type=_count, default=25, metavar="N", help="different prompts (default: 25)")
-    parser.add_argument("--responses", type=_count, default=8, metavar="N", help="to each prompt (default: 8)")
-    parser.add_argument("--prompt-words", type=_count, default=20, metavar="N", help="(default: 20)")
-    parser.add_argument("--response-words", type=_count, default=60, metavar="N", help="(default: 60)")
+    parser.add_argument("--prompts", type=count, default=25, metavar="N", help="different prompts (default: 25)")
+    parser.add_argument("--responses", type=count, default=8, metavar="N", help="to each prompt (default: 8)")
+    parser.add_argument("--prompt-words", type=count, default=20, metavar="N", help="(default: 20)")
+    parser.add_argument("--response-words", type=count, default=60, metavar="N", help="(default: 60)")
     parser.add_argument("--images", choices=get_args(ImageMode), default="reference",
                         help="sent once, then by reference; with each request; none (default: reference)")  # fmt: skip
     parser.add_argument("--unique-images", action="store_true", help="a new picture in every request")
     parser.add_argument("--size", type=_size, default=(336, 252), metavar="WxH", help="of pictures (default: 336x252)")
-    parser.add_argument("--repeats", type=_count, default=1, metavar="N", help="send each sample N times (default: 1)")
+    parser.add_argument("--repeats", type=count, default=1, metavar="N", help="send each sample N times (default: 1)")
     parser.add_argument("--seed", type=int, metavar="N", help="the same one makes the same samples")
     parser.add_argument("--api-key-file", type=argparse.FileType(), metavar="FILE", help="the service's key")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -84,22 +84,6 @@ def _mix(options: argparse.Namespace) -> Mix:
         repeats=options.repeats,
         seed=random.randrange(2**32) if options.seed is None else options.seed,
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 def _size(text: str) -> tuple[int, int]:

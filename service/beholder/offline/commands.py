@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from beholder.errors import ConfigurationError
+from beholder.flags import count, fraction, parse_map
 
 if TYPE_CHECKING:
     from beholder.offline.scoring import Backend
@@ -47,15 +48,15 @@ def _add_score_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="of image paths (default: IN's folder)")
     parser.add_argument("--on-error", choices=("row", "stop"), default="row",
                         help="a bad record becomes a row with its error, or ends the run (default: row)")  # fmt: skip
-    parser.add_argument("--in-flight", type=_count, default=256, metavar="N",
+    parser.add_argument("--in-flight", type=count, default=256, metavar="N",
                         help="responses at a time, for each engine (default: 256)")  # fmt: skip
-    parser.add_argument("--engines", type=_count, default=1, metavar="N",
+    parser.add_argument("--engines", type=count, default=1, metavar="N",
                         help="for a small model: transformers engines, each a process (default: 1)")  # fmt: skip
     parser.add_argument("--restart", action="store_true",
                         help="score anew, whatever was scored or written before; to go on, leave it out")  # fmt: skip
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
                         help="score on a Ray cluster, an engine a GPU (no address: this machine's)")  # fmt: skip
-    parser.add_argument("--ray-engines", type=_count, metavar="N", help="default: one a GPU, else one a node")
+    parser.add_argument("--ray-engines", type=count, metavar="N", help="default: one a GPU, else one a node")
     parser.add_argument("--no-progress", action="store_true")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     for name in _SETTINGS:
@@ -69,30 +70,14 @@ def _add_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scores", type=Path, metavar="SCORES", help="what score-file wrote")
     parser.add_argument("output", type=Path, metavar="OUT", help="JSONL, or Parquet by its name")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--best-of-n", nargs="?", type=_count, const=0, metavar="N",
+    kind.add_argument("--best-of-n", nargs="?", type=count, const=0, metavar="N",
                       help="the best of each record's first N responses, or of all")  # fmt: skip
     kind.add_argument("--pairs", action="store_true", help="the best as chosen, the worst as rejected")
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--min-score", type=float, metavar="X", help="from this score (of pairs: margin) upwards")
-    limit.add_argument("--top-fraction", type=_fraction, metavar="F", help="this share with the highest scores")
+    limit.add_argument("--top-fraction", type=fraction, metavar="F", help="this share with the highest scores")
     parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="of IN's image paths (default: its folder)")
     parser.set_defaults(run=_select)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
-    return int(text)
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and up to 1")
-    return value
 
 
 def _score_file(options: argparse.Namespace) -> int:
@@ -137,7 +122,6 @@ def _backend(options: argparse.Namespace) -> "Backend":
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
-    from beholder.flags import parse_map
     from beholder.settings import load_settings
 
     flags = {name: getattr(options, name) for name in _SETTINGS if hasattr(options, name)}
