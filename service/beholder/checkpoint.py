@@ -215,7 +215,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _require_absent(target: Path) -> None:
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists already: choose another folder or remove it")
 
 

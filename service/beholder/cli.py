@@ -146,12 +146,7 @@ def _leave_within(seconds: float, status: int) -> None:
     """Python waits at its end for every thread. One that verifies files or decodes cannot be interrupted, and nobody
     waits for what it does any more: the process ends without it."""
 
-    def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(seconds, os._exit, [status])  # no flush: nobody may read what is written to
     timer.daemon = True
     timer.start()
 

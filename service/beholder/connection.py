@@ -125,6 +125,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._moved = self._complete = True
         self._stop_waiting()
         super().on_message_complete()
+        if self._all_answered():  # before its body was here, and that has stopped uvicorn's own timer
+            self._wait(self.timeout_keep_alive)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

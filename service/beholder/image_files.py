@@ -22,6 +22,8 @@ _JPEG_MARKER: Final = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xdf\xe0-\xef\x
 """One that has a length behind it, or the end: not a stuffed byte, a restart, fill, or what no decoder knows."""
 _JPEG_SCAN, _JPEG_END, _JPEG_TABLES = b"\xda", b"\xd9", b"\xdb"
 _JPEG_TABLE: Final = 65  # bytes of the smallest quantization table
+_JPEG_FILL: Final = 16
+"""Bytes between segments that count as one."""
 _JPEG_EXIF: Final = re.compile(rb"\xff\xe1..Exif\0\0", re.DOTALL)
 _EXIF_PARTS: Final = 10
 """What a segment of it counts: Pillow copies all that it has for each, and few files have more than one."""
@@ -116,7 +118,7 @@ def _jpeg_header_parts(data: bytes) -> int:
     for marker, start, end in _jpeg_segments(data):
         if marker == _JPEG_END:
             break
-        parts += 1 + start - position
+        parts += 1 + (start - position) // _JPEG_FILL
         if marker == _JPEG_SCAN:
             return parts
         if marker == _JPEG_TABLES:

@@ -85,6 +85,7 @@ def test_an_image_may_be_as_large_as_is_set(
     assert main([*arguments, url]) == 0
     assert "0 responses of 1 records scored, 1 errors: 1 image-too-large" in capsys.readouterr().err
     monkeypatch.setenv("BEHOLDER_MAX_IMAGE_BYTES", str(64 * 2**20))
+    monkeypatch.setenv("BEHOLDER_PORT", "tcp://10.0.0.1:8000")  # a service link: settings of a server are none of it
     with serving(fake.model_copy(update={"max_image_bytes": 64 * 2**20})) as generous:
         assert main([*arguments, generous]) == 0
     assert "1 responses of 1 records scored, 0 errors" in capsys.readouterr().err

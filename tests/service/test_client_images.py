@@ -163,6 +163,7 @@ class Store:
         self.requests: Counter[str] = Counter()
         self.forgets = False
         self.full, self.code = 0, ""
+        self.broken = False
         self.inline: list[str] = []
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -178,6 +179,8 @@ class Store:
             return httpx.Response(201, json={"sha256": name, "expires_in_s": 100.0})
         images = json.loads(request.content)["images"]
         self.inline += [image for image in images if isinstance(image, str)]
+        if self.broken and len(self.inline) < len(images):
+            return problem(503, "image-store-unavailable")
         if any(isinstance(image, dict) and image["sha256"] not in self.stored for image in images):
             return problem(422, "image-unknown")
         usage = {"prompt_tokens": 1, "cached_tokens": 0}
@@ -217,6 +220,15 @@ async def test_an_image_is_sent_once_however_many_ask_at_a_time() -> None:
         await client.score_many([("p", [png(), png(colour=(1, 2, 3))], f"r{number}") for number in range(16)])
     assert store.requests == {"PUT": 2, "POST": 16}
     assert not store.inline
+
+
+def test_a_store_that_fails_later_is_not_waited_for() -> None:
+    store = Store()
+    with RewardClient("http://t", transport=httpx.MockTransport(store), retries=0) as client:
+        client.score("p", [png()], "r")
+        store.broken = True
+        assert client.score("p", [png()], "r").score == 1.0
+    assert len(store.inline) == 1
 
 
 def test_a_receipt_that_is_none_is_an_error() -> None:

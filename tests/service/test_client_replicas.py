@@ -152,7 +152,23 @@ def test_retry_after_is_kept_for_the_replica_that_said_it() -> None:
     assert attempts.next() is two
     wait = attempts.wait_s(Failed(EngineUnavailable("starting"), retry_after_s=0))
     assert wait is not None
-    assert 4.9 <= wait <= 5 + FIRST_WAIT_S
+    assert wait <= FIRST_WAIT_S
+    assert attempts.next() is two
+    wait = attempts.wait_s(Failed(EngineUnavailable("starting"), retry_after_s=9))
+    assert wait is not None
+    assert 4.9 <= wait <= 5 + 2 * FIRST_WAIT_S
+
+
+def test_a_replica_that_rests_is_not_asked_for_another_one_that_fails() -> None:
+    one, two = open_replicas(URLS[:2])
+    attempts = Attempts([one, two], retries=None)
+    retry_after = {one.name: 0.0, two.name: 400.0}
+    asked, waits = [], []
+    for _ in range(5):
+        asked.append(replica := attempts.next())
+        waits.append(attempts.wait_s(Failed(EngineUnavailable("x"), retry_after[replica.name])))
+    assert asked == [one, two, one, one, one]
+    assert max(filter(None, waits)) <= LONGEST_WAIT_S
 
 
 def test_the_log_says_once_that_a_replica_is_down_and_once_that_it_answers(caplog: pytest.LogCaptureFixture) -> None:

@@ -194,6 +194,17 @@ def test_a_large_body_that_was_answered_unread_may_be_sent_to_its_end(served: Se
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_a_connection_is_idle_after_a_body_that_came_behind_its_answer(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.server.config, "timeout_keep_alive", 0.5)
+    with connected(served) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert code_of(connection.recv(65536)) == (404, "not-found")
+        connection.sendall(b"x" * 10)
+        assert connection.recv(65536) == b""
+
+
 @pytest.mark.parametrize("trailer", [b"X-Trailer: y\r\n", b"x"], ids=["many trailers", "a trailer without end"])
 @pytest.mark.parametrize("route", [b"GET /livez", b"POST /score"])
 def test_trailers_are_limited(served: Served, route: bytes, trailer: bytes) -> None:

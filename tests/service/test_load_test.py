@@ -15,7 +15,7 @@ from beholder.checkpoint import Checkpoint
 from beholder.cli import main
 from beholder.client.base_urls import parse_base_url
 from beholder.engine.fake import FakeEngine
-from beholder.errors import ConfigurationError
+from beholder.errors import ConfigurationError, EngineUnavailable
 from beholder.load_test.command import _size
 from beholder.load_test.connection import Connection
 from beholder.load_test.mix import Mix, items
@@ -95,6 +95,16 @@ async def test_what_is_not_answered_in_time_has_failed(serve: Serve) -> None:
     assert summary.seconds < 3
     assert summary.statuses == {"0": 2}
     assert "did not answer within 0.3 s" in (summary.first_problem or "")
+
+
+async def test_a_late_answer_is_not_taken_for_the_next_ones(serve: Serve) -> None:
+    base = parse_base_url(serve(engine_args={"delay_s": 0.4}))
+    async with Connection(base, answer_s=0.2) as connection:
+        with pytest.raises(EngineUnavailable, match="did not answer"):
+            await connection.request("POST", "/score", b'{"prompt": "p", "response": "r"}')
+        await asyncio.sleep(0.4)
+        status, body = await connection.request("GET", "/livez", b"")
+    assert (status, b"scores" in body) == (200, False)
 
 
 async def test_a_path_of_the_base_url_goes_before_the_routes(serve: Serve) -> None:

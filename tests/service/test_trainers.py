@@ -277,11 +277,18 @@ def score_with_slime(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None
 TRAINERS = [score_with_verl, score_with_trl, score_with_openrlhf, score_with_slime]
 
 
+TAGGED = "<image>\nFirst, <image> second?"
+PROMPTS = {
+    "string": TAGGED,
+    "messages": [{"role": "user", "content": TAGGED}],
+    "parts": [{"role": "user", "content": [{"type": "text", "text": TAGGED}]}],
+}
+
+
 @pytest.mark.parametrize("score", TRAINERS)
-@pytest.mark.parametrize("prompt", ["<image>\nFirst, <image> second?", None], ids=["string", "messages"])
-def test_a_tag_is_the_place_of_an_image(score: Any, prompt: str | None, service: Recorder) -> None:
-    text = "<image>\nFirst, <image> second?"
-    score(service.rewarder(), prompt or [{"role": "user", "content": text}], [PICTURE, OTHER])
+@pytest.mark.parametrize("form", PROMPTS)
+def test_a_tag_is_the_place_of_an_image(score: Any, form: str, service: Recorder) -> None:
+    score(service.rewarder(), PROMPTS[form], [PICTURE, OTHER])
     image = {"type": "image"}
     parts = [image, {"type": "text", "text": "First, "}, image, {"type": "text", "text": " second?"}]
     assert service.contexts == [([{"role": "user", "content": parts}], [reference(PICTURE), reference(OTHER)])]

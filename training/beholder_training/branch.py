@@ -6,7 +6,7 @@ Knows of models, prompts and records; not of losses or training.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils.data import get_worker_info
@@ -151,6 +151,10 @@ def _padded_tokens(rows: Sequence[EncodedGroup]) -> int:
     return len(rows) * max(len(group.packed.token_ids) for group in rows)
 
 
+BASE_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""What a base is made of; beside them a folder may hold anything."""
+
+
 def resolve_base(base: str) -> Path:
     """A local folder as it is; otherwise a hub name, downloaded once."""
     if (folder := Path(base)).is_dir():
@@ -161,6 +165,6 @@ def resolve_base(base: str) -> Path:
     from beholder.errors import CheckpointError
 
     try:
-        return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+        return Path(snapshot_download(base, allow_patterns=[*BASE_FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(f"base {base!r} is neither a folder nor to be had from the hub: {error}") from None

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from beholder.checkpoint import sha256_file
+from beholder_training.branch import BASE_FILES
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record
 from beholder_training.embedded import default_image_cache
@@ -29,7 +30,7 @@ def files_identity(config: TrainingConfig, records: Sequence[Record], bases: Seq
     """Of the files behind it, as this machine has them: another one may have copies, of another time."""
     images = sorted({path for record in records for path in record.images})
     cache = config.image_cache or default_image_cache()
-    files = sorted(path for base in dict.fromkeys(bases) for path in base.iterdir() if path.is_file())
+    files = sorted(path for base in dict.fromkeys(bases) for pattern in BASE_FILES for path in base.glob(pattern))
     return {
         "images": _digest(_image(path) for path in images if not path.is_relative_to(cache)),  # there by their content
         "base files": _digest(_base_file(path) for path in files),

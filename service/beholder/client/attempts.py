@@ -33,7 +33,7 @@ class Attempts:
         self.last: Failed | None = None
 
     def next(self) -> Replica:
-        """The first that was not asked in this round; those that are down come last."""
+        """The first that was not asked in this round; those that asked for a rest, or are down, come last."""
         replica = self._upcoming()
         self._asked.append(replica.name)
         self.made += 1
@@ -43,15 +43,20 @@ class Attempts:
         """How long to wait before `next`, after `failed` came of the last; None when there is no further attempt."""
         self.last = failed
         self._not_before[self._asked[-1]] = time.monotonic() + failed.retry_after_s
-        if len(self._asked) < len(self._order):
+        if any(self._rest_s(replica) == 0 for replica in self._left()):
             return 0.0
         if self._round == self._retries:
             return None
         self._asked.clear()
         self._round += 1
-        rest_s = self._not_before[self._upcoming().name] - time.monotonic()
-        return wait_s(self._round - 1, max(0.0, rest_s))
+        return wait_s(self._round - 1, self._rest_s(self._upcoming()))
 
     def _upcoming(self) -> Replica:
-        left = [replica for replica in self._order if replica.name not in self._asked]
-        return next((replica for replica in left if not replica.down), left[0])
+        return min(self._left(), key=lambda replica: (self._rest_s(replica), replica.down))
+
+    def _left(self) -> list[Replica]:
+        return [replica for replica in self._order if replica.name not in self._asked]
+
+    def _rest_s(self, replica: Replica) -> float:
+        """What is left of its Retry-After."""
+        return max(0.0, self._not_before.get(replica.name, 0.0) - time.monotonic())

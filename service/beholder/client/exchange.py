@@ -61,13 +61,17 @@ class Channel:
 
     async def _attempt(self, replica: Replica, call: Call) -> dict[str, Any]:
         """One replica's answer. An image that it does not know is sent again, and at last with the request itself:
-        behind one URL may be several stores."""
+        behind one URL may be several stores, or one that cannot be used."""
         for _ in range(2):
             try:
                 return await self._post(replica, call, [await self._refer(replica, image)
                                                                  for image in call.images])  # fmt: skip
             except ImageUnknown:
-                replica.forget(image.sha256 for image in call.images)
+                pass
+            except Failed as failed:
+                if not isinstance(failed.error, ImageStoreUnavailable):
+                    raise
+            replica.forget(image.sha256 for image in call.images)
         return await self._post(replica, call, [image.base64 for image in call.images])
 
     async def _post(self, replica: Replica, call: Call, images: list[Any]) -> dict[str, Any]:

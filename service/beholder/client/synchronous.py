@@ -43,6 +43,7 @@ class RewardClient:
     def __init__(self, base_urls: str | Sequence[str], **options: Unpack[Options]) -> None:
         self._client = AsyncRewardClient(base_urls, **options)
         self._thread: _LoopThread | None = None
+        self._finalizer: weakref.finalize[..., RewardClient] | None = None
         self._starting = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -56,6 +57,8 @@ class RewardClient:
         EngineUnavailable there."""
         with self._starting:
             thread, self._thread = self._thread, None
+            if self._finalizer is not None:
+                self._finalizer.detach()
         if thread is not None and thread.pid == os.getpid():
             thread.stop(self._client.aclose)
 
@@ -96,7 +99,8 @@ class RewardClient:
                 self._thread = None
             if self._thread is None:
                 self._thread = thread = _LoopThread()
-                weakref.finalize(self, thread.abandon, self._client.aclose).atexit = False
+                self._finalizer = weakref.finalize(self, thread.abandon, self._client.aclose)
+                self._finalizer.atexit = False
             return self._thread
 
 
@@ -140,8 +144,10 @@ class _LoopThread:
             await self._end(close)
             self._loop.stop()
 
+        if self.pid != os.getpid():  # of a fork, in which nobody will release the lock
+            return
         with self._submitting:
-            if not self._stopped and self.pid == os.getpid():
+            if not self._stopped:
                 self._stopped = True
                 asyncio.run_coroutine_threadsafe(leave(), self._loop)
 

@@ -70,6 +70,7 @@ class Connection:
                 writer.write(head.encode() + body)
                 return await self._read(reader)
         except TimeoutError:
+            self.close()  # or the answer, when it comes, would be taken for the next request's
             raise EngineUnavailable(
                 f"http://{self._host}:{self._port} did not answer within {self._answer_s:g} s"
             ) from None

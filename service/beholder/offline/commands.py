@@ -131,10 +131,10 @@ def _settings(options: argparse.Namespace) -> "Settings":
 
 
 def _max_image_bytes(options: argparse.Namespace) -> int:
-    """Set as for the services, which alone have a checkpoint."""
-    from beholder.settings import load_settings
+    """Set as for the services; no other setting of theirs matters here."""
+    from beholder.settings import load_max_image_bytes
 
-    return load_settings({"checkpoint": Path()}, options.config).max_image_bytes
+    return load_max_image_bytes(options.config)
 
 
 def _api_key(path: Path | None) -> str | None:

@@ -47,15 +47,29 @@ def tagged_messages(messages: Iterable[Mapping[str, Any]], images: int) -> list[
     tag. Raises InvalidRequest on another number of tags.
     """
     copied = [dict(message) for message in messages]
-    texts = [str(message.get("content")) for message in copied if message.get("role") == "user"]
-    tags = sum(text.count(IMAGE_TAG) for text in texts)
+    asked = [message for message in copied if message.get("role") == "user"]
+    tags = sum(text.count(IMAGE_TAG) for message in asked for text in _texts_of(message.get("content")))
     if tags not in (0, images):
         raise InvalidRequest(f"the messages have {tags} {IMAGE_TAG} but there are {images} images")
     if tags:
-        for message in copied:
-            if message.get("role") == "user" and isinstance(message.get("content"), str):
-                message["content"] = _parts(message["content"])
+        for message in asked:
+            message["content"] = _with_places(message.get("content"))
     return copied
+
+
+def _texts_of(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content or () if part.get("type") == "text"]
+
+
+def _with_places(content: Any) -> list[Any]:
+    """Parts of strings and of text parts; others stay."""
+    if isinstance(content, str):
+        return _parts(content)
+    return [
+        place for part in content or () for place in (_parts(part["text"]) if part.get("type") == "text" else [part])
+    ]
 
 
 def _parts(text: str) -> list[dict[str, str]]:
