@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from beholder.concurrency import all_or_none
@@ -21,9 +21,9 @@ from beholder.errors import (
 from beholder.image_sources import ImageLoader, ImageSource, RequestImages
 from beholder.metrics import Metrics
 from beholder.models import Model
-from beholder.prompts import Conversation, Prompt, without_images
+from beholder.prompts import Conversation, Prompt
 from beholder.rewards import normalize
-from beholder.truncation import ATTEMPTS, first_cut, shorten
+from beholder.truncation import Shortening, first_cut
 
 QUICK_CHARACTERS: Final = 8192
 """Of texts that are rendered on the event loop, in about two milliseconds."""
@@ -162,7 +162,8 @@ class Scorer:
             except PromptTooLong as error:
                 if not self._cuts:
                     raise
-                return await self._score_shortened(sample, prompt, error)
+                shortening = Shortening(self._renderer, sample.conversation, sample.response, prompt)
+                return await shortening.score(self._score_prompt, error)
 
     async def _score_prompt(self, prompt: Prompt) -> EngineScore:
         self._require_fit(prompt)
@@ -177,27 +178,6 @@ class Scorer:
                 tokens,
                 limit,
             )
-
-    async def _score_shortened(self, sample: Sample, prompt: Prompt, error: PromptTooLong) -> EngineScore:
-        """Images are known to be as large only once the engine has expanded them, so this may take several tries."""
-        # What the model does not read has left the prompt already: its slots go too.
-        conversation = sample.conversation if prompt.images else without_images(sample.conversation)
-        abandoned = threading.Event()
-        try:
-            for _ in range(ATTEMPTS):
-                cut = await asyncio.to_thread(shorten, self._renderer, conversation, error, abandoned.is_set)
-                if cut is None:
-                    break
-                conversation = cut
-                shorter = await asyncio.to_thread(self._renderer.render, conversation, sample.response, prompt.images)
-                try:
-                    return replace(await self._score_prompt(shorter), truncated=True)
-                except PromptTooLong as again:
-                    error = again
-            raise error
-        finally:
-            abandoned.set()
-            del error  # its traceback holds this frame: a cycle
 
 
 def _characters(samples: Sequence[Sample]) -> int:

@@ -4,13 +4,16 @@ The beginning of the longest text goes first; the response and the images stay w
 one, and its score a wrong one.
 """
 
+import asyncio
 import heapq
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
+from beholder.engine import EngineScore
 from beholder.errors import PromptTooLong
-from beholder.prompts import Conversation, PromptRenderer
+from beholder.prompts import Conversation, Prompt, PromptRenderer, without_images
 
 ATTEMPTS: Final = 4
 """Text that is cut may encode to a few tokens more or fewer than were counted."""
@@ -42,6 +45,43 @@ def shorten(
         heapq.heapreplace(longest, (-len(cut[place]), place, cut[place]))
         excess -= dropped
     return _with_texts(conversation, cut)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortening:
+    """A sample whose `prompt` is too long, of `conversation` and `response`."""
+
+    renderer: PromptRenderer
+    conversation: Conversation
+    response: str
+    prompt: Prompt
+
+    async def score(
+        self, score_prompt: Callable[[Prompt], Awaitable[EngineScore]], error: PromptTooLong
+    ) -> EngineScore:
+        """The score of the prompt that fits. Raises PromptTooLong, at last `error`, when none does.
+
+        Images are known to be as large only once the engine has expanded them, so this may take several tries.
+        """
+        images = self.prompt.images
+        # What the model does not read has left the prompt already: its slots go too.
+        conversation = self.conversation if images else without_images(self.conversation)
+        abandoned = threading.Event()
+        try:
+            for _ in range(ATTEMPTS):
+                cut = await asyncio.to_thread(shorten, self.renderer, conversation, error, abandoned.is_set)
+                if cut is None:
+                    break
+                conversation = cut
+                shorter = await asyncio.to_thread(self.renderer.render, conversation, self.response, images)
+                try:
+                    return replace(await score_prompt(shorter), truncated=True)
+                except PromptTooLong as again:
+                    error = again
+            raise error
+        finally:
+            abandoned.set()
+            del error  # its traceback holds this frame: a cycle
 
 
 def first_cut(renderer: PromptRenderer, conversation: Conversation, limit: int) -> Conversation:

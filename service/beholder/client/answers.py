@@ -80,7 +80,10 @@ def read_score(answer: Mapping[str, Any]) -> Score:
 def read_ranking(answer: Mapping[str, Any], count: int) -> Ranking:
     """Of `count` responses. Raises EngineError on an answer that is not one."""
     _rewards(answer, "scores", count)
-    return _build(Ranking, {"normalized": None, "truncated": [False] * count, **answer})
+    truncated = answer.get("truncated", [False] * count)
+    if not isinstance(truncated, list) or len(truncated) != count:
+        raise EngineError(f"the service answered truncated {truncated!r:.80}, not {count} of true and false")
+    return _build(Ranking, {"normalized": None, **answer, "truncated": truncated})
 
 
 def read_body(response: httpx.Response) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import stat
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -34,11 +34,10 @@ from beholder.errors import (
 )
 from beholder.images import LoadedImage, load_image, load_image_file
 from beholder.offline.tasks import Outcome, Task
-from beholder.prompts import Conversation, Prompt, PromptRenderer, single_turn, without_images
+from beholder.prompts import Conversation, Prompt, PromptRenderer, single_turn
 from beholder.rewards import normalize
 from beholder.settings import Settings
-from beholder.truncation import ATTEMPTS as CUTS
-from beholder.truncation import first_cut, shorten
+from beholder.truncation import Shortening, first_cut
 
 ATTEMPTS: Final = 3
 """For a response that the engine, or a service, fails on while it scores others."""
@@ -131,28 +130,8 @@ class EngineScorer:
         except PromptTooLong as error:
             if not self._cuts:
                 raise
-            return await self._score_shortened(item, error)
-
-    async def _score_shortened(self, item: _Item, error: PromptTooLong) -> EngineScore:
-        """As the service does. Images are known to be as large only once the engine has expanded them, so this may take
-        several tries."""
-        images = item.prompt.images
-        # What the model does not read has left the prompt already: its slots go too.
-        conversation = item.conversation if images else without_images(item.conversation)
-        try:
-            for _ in range(CUTS):
-                cut = await asyncio.to_thread(shorten, self._renderer, conversation, error)
-                if cut is None:
-                    break
-                conversation = cut
-                prompt = await asyncio.to_thread(self._renderer.render, conversation, item.response, images)
-                try:
-                    return replace(await self._engine.score(prompt), truncated=True)
-                except PromptTooLong as again:
-                    error = again
-            raise error
-        finally:
-            del error  # its traceback holds this frame: a cycle
+            shortening = Shortening(self._renderer, item.conversation, item.response, item.prompt)
+            return await shortening.score(self._engine.score, error)
 
     def _of_score(self, score: EngineScore) -> Outcome:
         normalized = normalize([score.logit], self._calibration)[0] if self._calibration else None
@@ -219,10 +198,10 @@ class ServiceScorer:
 
     async def _rank(self, task: Task) -> tuple[Outcome, ...]:
         ranking = await self._client.rank(task.prompt, task.images, task.responses)
-        normalized = ranking.normalized or repeat(None)
+        normalized: Sequence[float | None] = ranking.normalized or [None] * len(ranking.scores)
         return tuple(
             Outcome(score, deviations, truncated=truncated)
-            for score, deviations, truncated in zip(ranking.scores, normalized, ranking.truncated, strict=False)
+            for score, deviations, truncated in zip(ranking.scores, normalized, ranking.truncated, strict=True)
         )
 
     async def _score(self, task: Task, response: str) -> Outcome:
