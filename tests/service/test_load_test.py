@@ -83,7 +83,7 @@ async def test_refusals_are_counted_and_the_first_is_shown(serve: Serve) -> None
 
 async def test_a_service_that_goes_away_is_no_answer(serve: Serve) -> None:
     url = serve(engine_args={"die_after": 5})
-    summary = await measured(url, SMALL, Load(concurrency=2, seconds=None, requests=40))
+    summary = await measured(url, SMALL, Load(concurrency=1, seconds=None, requests=40))
     assert sum(summary.statuses.values()) == 40
     assert summary.statuses["200"] == 5
     assert set(summary.statuses) <= {"0", "200", "503"}
