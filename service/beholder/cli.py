@@ -145,7 +145,6 @@ def _serve(options: argparse.Namespace) -> int:
 def _leave_within(seconds: float, status: int) -> None:
     """Python waits at its end for every thread. One that verifies files or decodes cannot be interrupted, and nobody
     waits for what it does any more: the process ends without it."""
-
     timer = threading.Timer(seconds, os._exit, [status])  # no flush: nobody may read what is written to
     timer.daemon = True
     timer.start()

@@ -26,7 +26,11 @@ DRAINED_S = 15
 
 
 def test_the_server_does_not_wait_for_a_thread_that_works(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
+    settings: Settings,
+    engine: StandInEngine,
+    checkpoint: Checkpoint,
+    renderer: PromptRenderer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     working, over = threading.Event(), threading.Event()
 
@@ -37,7 +41,7 @@ def test_the_server_does_not_wait_for_a_thread_that_works(
     async def start() -> None:
         await asyncio.to_thread(work)
 
-    engine.start = start  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "start", start)
     server = make_server(create_app(settings, [Model(settings, engine, checkpoint, renderer)]), settings)
     serving = threading.Thread(target=server.run, args=([bind("127.0.0.1", 0)],))
     serving.start()

@@ -41,7 +41,7 @@ def without_end_of_turn(response: str) -> str:
 
 
 def tagged_messages(messages: Iterable[Mapping[str, Any]], images: int) -> list[dict[str, Any]]:
-    """Messages whose strings have `<image>` at the place of each of `images`, with parts instead.
+    """Messages whose user's texts have `<image>` at the place of each of `images`, with parts instead.
 
     Without any tag the images are left to come first. A line break behind a tag that begins the text belongs to the
     tag. Raises InvalidRequest on another number of tags.
@@ -67,9 +67,10 @@ def _with_places(content: Any) -> list[Any]:
     """Parts of strings and of text parts; others stay."""
     if isinstance(content, str):
         return _parts(content)
-    return [
-        place for part in content or () for place in (_parts(part["text"]) if part.get("type") == "text" else [part])
-    ]
+    places: list[Any] = []
+    for part in content or ():
+        places += _parts(part["text"]) if part.get("type") == "text" else [part]
+    return places
 
 
 def _parts(text: str) -> list[dict[str, str]]:
