@@ -1,6 +1,7 @@
 #!/bin/sh
 # Run an image as a cluster would (read-only, all capabilities dropped, a plain user) and rank through it.
 # usage: docker/try.sh IMAGE CHECKPOINT    ENGINE=docker|podman (default: whichever answers)   PORT=8765
+#   RUN_FLAGS="--gpus all" for the CUDA image; podman: "--device nvidia.com/gpu=all"
 set -eu
 image=$1
 checkpoint=$(realpath "$2")
@@ -9,7 +10,7 @@ engine=${ENGINE:-$(docker info >/dev/null 2>&1 && echo docker || echo podman)}
 
 # The host's network: the port stays on loopback, and no network plugin is needed.
 container=$("$engine" run --detach --no-healthcheck --read-only --cap-drop all --security-opt no-new-privileges --user 10001:10001 \
-    --network host --tmpfs /tmp --shm-size 1g --volume "$checkpoint:/checkpoint:ro" \
+    --network host --tmpfs /tmp --shm-size 1g ${RUN_FLAGS:-} --volume "$checkpoint:/checkpoint:ro" \
     --env BEHOLDER_HOST=127.0.0.1 --env "BEHOLDER_PORT=$port" "$image" serve /checkpoint --max-model-len 1024)
 trap '"$engine" rm --force --volumes "$container" >/dev/null' EXIT
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from beholder.errors import ConfigurationError, EngineUnavailable
-from beholder.offline.engines import RUN, EnginesBackend
+from beholder.offline.engines import RUN, EnginesBackend, gpu_of
 from beholder.offline.scoring import Job, Summary, score_file
 from beholder.settings import Settings, load_settings
 from tests.offline.scoring import read, score, write
@@ -79,6 +79,21 @@ def test_a_killed_process_is_named_and_leaves_none_behind(fake: Settings, data: 
         score_with(2, slow, data, tmp_path / "out.jsonl")
     thread.join()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0", "1", "2", "0"]), ("5, GPU-ab,2", ["5", "GPU-ab", "2", "5"])]
+)
+def test_engines_take_the_cards_in_turn(
+    visible: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpu_of(share) for share in range(4)] == expected
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert gpu_of(0) is None
 
 
 def test_vllm_is_refused(fake: Settings) -> None:

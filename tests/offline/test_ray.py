@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from beholder.errors import DataError, EngineUnavailable
-from beholder.offline.ray_scoring import SPAN, RayBackend, SpanScorer
+from beholder.offline.ray_scoring import SPAN, RayBackend, SpanScorer, gpus_of_an_engine, plan
 from beholder.offline.scoring import Job, Position, score_file
 from beholder.offline.tasks import Scored
 from beholder.settings import Settings, load_settings
@@ -138,6 +138,23 @@ def test_a_linked_input_is_read_by_its_own_name(fake: Settings, tmp_path: Path) 
     outcomes = [outcome for record in answer["records"] for outcome in Scored.from_json(record).outcomes]
     assert len(outcomes) == 6
     assert all(outcome.code is None for outcome in outcomes)
+
+
+def test_an_engine_takes_its_cards_of_one_node(fake: Settings) -> None:
+    sharded = fake.model_copy(update={"engine_args": {"tensor_parallel_size": 2, "pipeline_parallel_size": 1}})
+    assert (gpus_of_an_engine(fake), gpus_of_an_engine(sharded)) == (1, 2)
+    nodes = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
+    assert plan(nodes, None, 1) == (5, {"num_gpus": 1})
+    assert plan(nodes, None, 2) == (2, {"num_gpus": 2})  # the third card of the first node is left
+    assert plan(nodes, 1, 2) == (1, {"num_gpus": 2})
+    with pytest.raises(EngineUnavailable, match="has the 4 GPUs that an engine takes"):
+        plan(nodes, None, 4)
+
+
+def test_without_cards_engines_share_the_cores() -> None:
+    assert plan([{"CPU": 8.0}, {"CPU": 4.0}], 4, 1) == (4, {"num_cpus": 2})
+    with pytest.raises(EngineUnavailable, match="no node with a GPU or a CPU"):
+        plan([{"memory": 1.0}], None, 1)
 
 
 def test_an_array_cannot_be_split(fake: Settings, tmp_path: Path) -> None:

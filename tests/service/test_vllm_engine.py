@@ -25,6 +25,7 @@ from beholder.engine.vllm_loading import (
     _check_image_backend,
     core_environment,
     engine_arguments,
+    prepare_environment,
 )
 from beholder.errors import (
     ConfigurationError,
@@ -374,6 +375,19 @@ def test_only_a_core_on_the_cpu_inherits_the_processors(
     with core_environment(engine_settings, on_cpu=True):
         assert os.environ == before | WAITING | {"OMP_NUM_THREADS": "2"}
     assert os.environ == before
+
+
+def test_on_a_card_float32_is_exact_and_nothing_is_forked_unless_somebody_says_it(
+    engine_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TRITON_F32_DEFAULT", "NVIDIA_TF32_OVERRIDE", "VLLM_WORKER_MULTIPROC_METHOD"):
+        monkeypatch.setenv(name, "")  # so that all are taken out again
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "tf32x3")
+    prepare_environment(engine_settings)
+    assert os.environ["TRITON_F32_DEFAULT"] == "tf32x3"
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
 def test_how_threads_wait_is_left_to_who_says_it(engine_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

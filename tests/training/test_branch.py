@@ -1,9 +1,10 @@
-"""How many records a forward of `score` takes."""
+"""How many records a forward of `score` takes, and how exactly it computes."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records, with_pairs
@@ -46,3 +47,11 @@ def _forwards(branch: Branch, records: list[Record]) -> list[int]:
     with branch.model.register_forward_hook(look):
         branch.score(records)
     return seen
+
+
+def test_convolutions_in_float32_are_not_rounded_on_a_card(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Branch.from_checkpoint(tiny_checkpoint)
+    assert not torch.backends.cudnn.allow_tf32

@@ -15,7 +15,7 @@ from beholder_training.bases import make_base
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records, with_pairs
 from beholder_training.pipeline import choose_forward
-from beholder_training.probe import probe_packing
+from beholder_training.probe import choose_packing, probe_packing
 from tests.training.runs import config
 
 
@@ -73,6 +73,16 @@ def test_the_longest_record_is_probed_too(
     monkeypatch.setattr(Branch, "score", look)
     probe_packing(Branch.from_base(str(tiny_base)), [*records[:9], replace(long, qualities=(1.0, 0.0)), *records[10:]])
     assert {record.where for record in probed} == {record.where for record in (*records[:3], long)}
+
+
+def test_what_does_not_fit_on_the_accelerator_whole_is_probed_without(
+    tiny_base: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> torch.device:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("beholder_training.probe.device", full)
+    assert choose_packing(Branch.from_base(str(tiny_base)), records).equal
 
 
 def test_a_base_with_a_sliding_window_is_refused(tiny_base: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from beholder.modeling.architectures import ARCHITECTURES
 from beholder_training.bases import make_base
@@ -48,6 +48,22 @@ def test_accumulation_gives_the_step_of_the_whole_batch(tiny_base: Path, tmp_pat
     whole = trained(tiny_base, tmp_path / "out", records, algorithm="sfc", batch_prompts=8, steps=2)
     split = trained(tiny_base, tmp_path / "out", records, algorithm="sfc", batch_prompts=2, accumulation=4, steps=2)
     assert split == pytest.approx(whole, abs=1e-4)
+
+
+def test_a_process_takes_one_card_of_several(
+    tiny_base: Path, tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer would wrap the model in DataParallel, which cuts packed rows apart."""
+
+    class Cards(TrainingArguments):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._n_gpu = 4
+
+    monkeypatch.setattr("beholder_training.runs.TrainingArguments", Cards)
+    run = config(tiny_base, tmp_path / "out", algorithm="standard", steps=1)
+    trainer = train(run, records, Branch.from_base(str(tiny_base)), None)
+    assert trainer.args.n_gpu == 1
 
 
 def test_the_proxy_is_warmed_up_alone(tiny_base: Path, tmp_path: Path, records: list[Record]) -> None:

@@ -3,6 +3,7 @@
 Knows of models, prompts and records; not of losses or training.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,10 @@ class Branch:
 
 
 def device() -> torch.device:
-    """The accelerator, where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's accelerator, where there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _padded_tokens(rows: Sequence[EncodedGroup]) -> int:

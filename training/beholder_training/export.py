@@ -102,10 +102,14 @@ def write_model(folder: Path, branch: Branch, dtype: Dtype) -> None:
 @torch.inference_mode()
 def bf16_error(branch: Branch, records: Sequence[Record], scores: Scores, limit: int = 64) -> float:
     """Greatest difference between bf16 and float32 rewards on the first `limit` records."""
+    where = branch.device
     half = copy.copy(branch)
-    half.model = copy.deepcopy(branch.model)
+    half.model = copy.deepcopy(branch.model.cpu())  # an accelerator that holds the model once need not hold it twice
     cast_parameters(half.model.backbone, torch.bfloat16)
+    half.model.to(where)
     rounded = half.score(records[:limit])
+    del half
+    branch.model.to(where)
     pairs = zip(rounded, scores[:limit], strict=True)
     return max(abs(a - b) for ours, exact in pairs for a, b in zip(ours, exact, strict=True))
 

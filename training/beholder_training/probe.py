@@ -4,12 +4,13 @@ Packing is right for models whose tokens meet in attention alone. A recurrent la
 backbone that ignores the 4-D mask breaks it, whatever the model is called; such a model gets padded batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
-from beholder_training.branch import Branch
+from beholder_training.branch import Branch, device
 from beholder_training.data import Record
 
 READ = 64  # records to choose from
@@ -52,9 +53,25 @@ def _telling(records: Sequence[Record]) -> list[Record]:
 
 def choose_packing(branch: Branch, records: Sequence[Record]) -> Probe:
     """Turn packing off on `branch` where it changes rewards; the probe says by how much."""
-    probe = probe_packing(branch, records)
+    try:
+        with _on_accelerator(branch):
+            probe = probe_packing(branch, records)
+    except torch.OutOfMemoryError:  # whole it may not fit, where sharded it does
+        probe = probe_packing(branch, records)
     branch.packed = branch.packed and probe.equal
     return probe
+
+
+@contextmanager
+def _on_accelerator(branch: Branch) -> Iterator[None]:
+    """Within the block alone: sharding starts from the CPU, where forwards of a large model take hours."""
+    before = branch.device
+    try:
+        branch.model.to(device())
+        yield
+    finally:
+        branch.model.to(before)
+        torch.cuda.empty_cache()
 
 
 def _rewards(branch: Branch, records: Sequence[Record]) -> list[list[float]]:

@@ -229,7 +229,7 @@ def _arguments(config: TrainingConfig, scratch: Path) -> TrainingArguments:
     if config.save_steps:
         saving = {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": KEPT}
     sharding: dict[str, Any] = {"fsdp": True} if config.fsdp else {}  # FSDP2, full state dicts in checkpoints
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=1,  # set once the number of processes is known
         per_device_train_batch_size=config.step_prompts,  # a step is split in RewardTrainer.training_step
@@ -246,3 +246,6 @@ def _arguments(config: TrainingConfig, scratch: Path) -> TrainingArguments:
         **sharding,
         **saving,
     )
+    # One process takes one GPU of several: DataParallel would cut a packed batch apart.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

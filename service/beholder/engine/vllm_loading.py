@@ -43,9 +43,17 @@ models notice: with half a million weights, steps of 8,192 tokens scored a third
 weights, a seventh less."""
 
 
+EXACT_FLOAT32: Final = {"TRITON_F32_DEFAULT": "ieee", "NVIDIA_TF32_OVERRIDE": "0"}
+"""On CUDA neither vLLM's Triton kernels (its attention in float32) nor cuDNN round float32 to TF32's ten bits, which
+would move a reward by more than golden samples allow. No other dtype is concerned."""
+
+
 def prepare_environment(settings: "Settings") -> None:
     """What vLLM, its processes and transformers read when imported; a variable that is set already stays."""
     defaults = {
+        **EXACT_FLOAT32,
+        # On CUDA vLLM would fork this process, whose threads may hold locks and whose connections the child would keep.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "INFO" if settings.log_level == "debug" else "WARNING",

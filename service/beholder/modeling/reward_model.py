@@ -155,7 +155,9 @@ def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) ->
 
 
 def prepare_backbone(backbone: Any) -> None:
-    """Let a base model of Hugging Face compute as `packed_attention` and `picture_attention` say."""
+    """Let a base model of Hugging Face compute as `packed_attention` and `picture_attention` say, and its convolutions
+    in float32 where they are in float32: cuDNN would round to TF32, unlike torch's matrix products."""
+    torch.backends.cudnn.allow_tf32 = False
     backbone.config.get_text_config()._attn_implementation = NAME
     if vision := architecture_of(backbone.config).vision:
         prepare_tower(getattr(backbone, vision))

@@ -48,6 +48,17 @@ class _Engine:
         return message
 
 
+def gpu_of(share: int) -> str | None:
+    """What CUDA calls the GPU that an engine takes, of those that this process may see; None where there is none."""
+    import torch
+
+    if not (count := torch.cuda.device_count()):
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(count)]
+    return names[share % count].strip()
+
+
 class EnginesBackend(EngineBackend):
     """`engines` of them, each as EngineBackend has one; in flight are the job's `in_flight` for each."""
 
@@ -87,7 +98,9 @@ class EnginesBackend(EngineBackend):
         context = multiprocessing.get_context("spawn")
         results, sender = context.Pipe(duplex=False)
         process = context.Process(
-            target=_serve, args=(plain(self._settings), job, position, share, self._engines, sender), daemon=True
+            target=_serve,
+            args=(plain(self._settings), job, position, share, self._engines, gpu_of(share), sender),
+            daemon=True,
         )
         process.start()
         sender.close()  # the process has it; when it ends, so do the results
@@ -95,11 +108,19 @@ class EnginesBackend(EngineBackend):
 
 
 def _serve(
-    settings: dict[str, Any], job: Job, position: Position, share: int, engines: int, sender: Connection
+    settings: dict[str, Any],
+    job: Job,
+    position: Position,
+    share: int,
+    engines: int,
+    gpu: str | None,
+    sender: Connection,
 ) -> None:
     """The main function of an engine's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it comes to the process that asks too, which ends this
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // engines)))
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used
     with suppress(BrokenPipeError):  # who asks has gone
         try:
             asyncio.run(_score(load_settings(settings), job, position, share, engines, sender))

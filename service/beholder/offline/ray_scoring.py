@@ -8,9 +8,10 @@ record once, whatever was scored twice. When a node is lost, what has not come b
 import asyncio
 import json
 import logging
+import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from importlib.util import find_spec
 from itertools import islice
@@ -28,6 +29,8 @@ from beholder.settings import Settings, load_settings
 
 SPAN: Final = 128  # records
 _SPANS_AT_ONCE: Final = 2  # of an actor: while one ends the next has begun
+SHARDING: Final = ("tensor_parallel_size", "pipeline_parallel_size")
+"""vLLM's arguments that have one model take several GPUs."""
 _FRUITLESS: Final = 5
 """Losses in a row without a record scored between them, after which the cluster is given up."""
 
@@ -85,7 +88,7 @@ class RayBackend:
         """A data set with SpanScorer's answers."""
         import ray
 
-        engines, resources = _plan(self._engines)
+        engines, resources = _plan(self._engines, gpus_of_an_engine(self._settings))
         with warnings.catch_warnings():
             # Ray 2.60 has no other way to say max_restarts. It is 0, since a restarted actor may wait for ever for a
             # node like the one that was lost.
@@ -185,14 +188,28 @@ def _in_order() -> Iterator[None]:
         context.execution_options.preserve_order, context.enable_progress_bars = before
 
 
-def _plan(engines: int | None) -> tuple[int, dict[str, float]]:
-    """How many engines, and what each takes: a GPU, or on a cluster without one a share of a node's cores."""
+def gpus_of_an_engine(settings: Settings) -> int:
+    """How many that vLLM shards over takes; the transformers engine takes one."""
+    return math.prod(int(settings.engine_args.get(name, 1)) for name in SHARDING)
+
+
+def _plan(engines: int | None, gpus_of_one: int) -> tuple[int, dict[str, float]]:
     import ray
 
     list_nodes: Any = ray.nodes
-    nodes = [node["Resources"] for node in list_nodes() if node["Alive"]]
-    if gpus := int(sum(node.get("GPU", 0) for node in nodes)):
-        return min(engines or gpus, gpus), {"num_gpus": 1}
+    return plan([node["Resources"] for node in list_nodes() if node["Alive"]], engines, gpus_of_one)
+
+
+def plan(
+    nodes: Sequence[Mapping[str, float]], engines: int | None, gpus_of_one: int
+) -> tuple[int, dict[str, float]]:
+    """How many engines, and what each takes: its GPUs, all of one node, or on a cluster without one a share of a node's
+    cores. Raises EngineUnavailable."""
+    if any(node.get("GPU", 0) >= 1 for node in nodes):
+        room = sum(int(node.get("GPU", 0)) // gpus_of_one for node in nodes)
+        if not room:
+            raise EngineUnavailable(f"no node of the Ray cluster has the {gpus_of_one} GPUs that an engine takes")
+        return min(engines or room, room), {"num_gpus": gpus_of_one}
     nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
     if not nodes:
         raise EngineUnavailable("the Ray cluster has no node with a GPU or a CPU")

@@ -2,10 +2,13 @@
 
 import argparse
 import logging
+import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from beholder.errors import BeholderError
@@ -45,6 +48,7 @@ def run(folder: Path) -> None:
     report.print_accuracies(outcomes)
 
     print(f"\n3/4 Serving {folder / SERVED}")
+    _share_card()
     scenes = read_records([world / TRAINED_ON / "responses.jsonl"])[:SCENES]
     with served(folder / SERVED, folder / "service.log") as url:
         engine = engine_name(url)
@@ -65,6 +69,12 @@ def run(folder: Path) -> None:
     }
     report.write_summary(folder / "summary.json", summary)
     print(f"It took {summary['seconds']:.0f} s. Serve the model again with:\n  beholder serve {folder / SERVED}")
+
+
+def _share_card() -> None:
+    """vLLM would take nearly all memory of a GPU on which this process has trained."""
+    if torch.cuda.is_available() and find_spec("vllm"):
+        os.environ.setdefault("BEHOLDER_ENGINE_ARGS", '{"gpu_memory_utilization": 0.3}')
 
 
 if __name__ == "__main__":
