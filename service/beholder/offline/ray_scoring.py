@@ -200,9 +200,7 @@ def _plan(engines: int | None, gpus_of_one: int) -> tuple[int, dict[str, float]]
     return plan([node["Resources"] for node in list_nodes() if node["Alive"]], engines, gpus_of_one)
 
 
-def plan(
-    nodes: Sequence[Mapping[str, float]], engines: int | None, gpus_of_one: int
-) -> tuple[int, dict[str, float]]:
+def plan(nodes: Sequence[Mapping[str, float]], engines: int | None, gpus_of_one: int) -> tuple[int, dict[str, float]]:
     """How many engines, and what each takes: its GPUs, all of one node, or on a cluster without one a share of a node's
     cores. Raises EngineUnavailable."""
     if any(node.get("GPU", 0) >= 1 for node in nodes):
