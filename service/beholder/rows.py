@@ -5,7 +5,7 @@ An entry is a token sequence with a key: what it may share, its images.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 WINDOW: Final = 256
 """Entries that wait longest, of which a batch is made: enough to find rows of one length."""
@@ -32,11 +32,26 @@ class Entry(Protocol):
 
 @dataclass(slots=True)
 class _Row:
-    """Entries (by index) to be packed behind the prefix that they share with the first; `length` is then the row's."""
+    """Entries (by index) to be packed: the prefix that all of them share once, then the rest of each, at least a token.
+
+    `shared` is the length of that prefix and `length` the whole row's, as modeling/packing.py makes it.
+    """
 
     first: list[int]
     members: list[int]
+    shared: int
     length: int
+
+    @classmethod
+    def of(cls, sequence: list[int], index: int) -> Self:
+        return cls(sequence, [index], len(sequence) - 1, len(sequence))
+
+    def shared_with(self, sequence: list[int]) -> int:
+        return min(self.shared, _common(self.first, sequence), len(sequence) - 1)
+
+    def length_with(self, sequence: list[int], shared: int) -> int:
+        """A member that shares less shortens the prefix of all: each has what is lost of it to itself."""
+        return self.length + (len(self.members) - 1) * (self.shared - shared) + len(sequence) - shared
 
 
 def choose(entries: Sequence[Entry], max_tokens: int) -> list[list[int]]:
@@ -61,21 +76,25 @@ def choose(entries: Sequence[Entry], max_tokens: int) -> list[list[int]]:
 
 
 def _rows(entries: Sequence[Entry], max_tokens: int) -> list[_Row]:
-    """All entries in rows of at most `max_tokens`; in lexical order those that begin alike stand beside each other."""
+    """All entries in rows of at most `max_tokens`; in lexical order those that begin alike stand beside each other.
+
+    None joins a row that would grow by more than the entry alone.
+    """
     numbers: dict[Hashable, int] = {}
     keys = [numbers.setdefault(entry.key, len(numbers)) for entry in entries]
     rows: dict[int, list[_Row]] = {key: [] for key in keys}
     for index in sorted(range(len(entries)), key=lambda index: (keys[index], entries[index].sequence)):
         sequence, of_key = entries[index].sequence, rows[keys[index]]
         if of_key:
-            shared = _common(of_key[-1].first, sequence)
-            length = of_key[-1].length + len(sequence) - shared
+            row = of_key[-1]
+            shared = row.shared_with(sequence)
+            length = row.length_with(sequence, shared)
             least = max(entries[index].images_end, LEAST_SHARED * len(sequence))
-            if shared >= least and length <= max_tokens:
-                of_key[-1].members.append(index)
-                of_key[-1].length = length
+            if shared >= least and length <= min(max_tokens, row.length + len(sequence)):
+                row.members.append(index)
+                row.shared, row.length = shared, length
                 continue
-        of_key.append(_Row(sequence, [index], len(sequence)))
+        of_key.append(_Row.of(sequence, index))
     return [row for of_key in rows.values() for row in of_key]
 
 

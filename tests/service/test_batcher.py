@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
 from beholder.batcher import Batcher
 from beholder.errors import EngineError, EngineUnavailable
-from beholder.rows import WINDOW, choose
+from beholder.modeling.packing import PREFIX, pack
+from beholder.rows import WINDOW, _rows, choose
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +57,47 @@ def test_a_row_has_its_images_in_the_prefix() -> None:
 def test_a_row_is_closed_when_it_is_as_long_as_a_batch() -> None:
     entries = [Entry("a", [1, 2, 3, 4, 5, number]) for number in range(9)]
     assert choose(entries, 8) == [[0, 1, 2]]
+
+
+def grown(random: Random, most: int) -> list[Entry]:
+    """Entries whose sequences branch off each other at any depth, as turns, questions and responses do; a few keys, of
+    which some have an image early in the sequence."""
+    entries: list[Entry] = []
+    for _ in range(random.randint(2, most)):
+        key = random.choice(["text", "a", "b"])
+        kin = [entry.sequence for entry in entries if entry.key == key]
+        stem = random.choice(kin)[: random.randint(8, 200)] if kin and random.random() < 0.9 else [1] * 8
+        own = [random.randint(2, 4) for _ in range(random.randint(0, 120))]
+        entries.append(Entry(key, stem + own, 0 if key == "text" else 6))
+    return entries
+
+
+def test_a_row_is_as_long_as_what_is_packed_and_within_the_budget() -> None:
+    random, shared_rows = Random(0), 0
+    for _ in range(300):
+        entries, budget = grown(random, 40), random.randint(50, 1500)
+        for row in _rows(entries, budget):
+            members = [entries[index] for index in row.members]
+            packed = pack([member.sequence for member in members])
+            assert row.length == len(packed.token_ids)
+            if len(members) > 1:
+                shared_rows += 1
+                assert row.length <= min(budget, sum(len(member.sequence) for member in members))
+                assert packed.segments.count(PREFIX) >= max(member.images_end for member in members)
+    assert shared_rows > 1000
+
+
+def test_one_that_shares_less_does_not_shorten_the_prefix_of_many() -> None:
+    """All share a template of 200 tokens; 16 responses one question more, and one response another."""
+    template, question = [1] * 200, [2] * 800
+    entries = [Entry("a", template + question + [3, number]) for number in range(16)]
+    entries.append(Entry("a", template + [4] * 800 + [5]))
+    assert choose(entries, 4096) == [[*range(16)], [16]]
+
+
+def test_a_row_does_not_end_in_its_images() -> None:
+    """Each response keeps its last token to itself, so the prefix would not have the whole image."""
+    assert choose([Entry("a", [1, 2, 2, 2], images_end=4) for _ in range(2)], 1000) == [[0], [1]]
 
 
 def test_one_that_fits_in_no_batch_of_others_is_not_overtaken_for_ever() -> None:
