@@ -6,6 +6,7 @@ batches grow by themselves; when idle, `patience_s` is how long the first entry 
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,8 +25,8 @@ class _Waiting(Generic[E, R]):
 
 
 class Batcher(Generic[E, R]):
-    """`run` is called in a thread with the rows of a batch; it returns one result an entry, row by row, or the
-    exception that the entry's caller gets.
+    """`run` is called in a thread of its own, which waits for no other work of the process, with the rows of a batch;
+    it returns one result an entry, row by row, or the exception that the entry's caller gets.
 
     An exception of `run` fails the entries of that batch alone, each with an error of its own (`own_copy`); entries
     whose caller has gone are not computed.
@@ -39,6 +40,7 @@ class Batcher(Generic[E, R]):
         activity: Activity | None = None,
     ) -> None:
         self._run = run
+        self._thread = ThreadPoolExecutor(1, "batch")
         self._activity = activity or Activity()
         self._max_tokens = max_tokens
         self._patience_s = patience_s
@@ -71,13 +73,14 @@ class Batcher(Generic[E, R]):
         return await self.enqueue(entry)
 
     async def stop(self) -> None:
-        """Fail what still waits and end the worker."""
+        """Fail what still waits and end the worker; what is under way in the thread ends by itself."""
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
         _fail(self._waiting, EngineUnavailable("the engine is stopping"))
         self._waiting.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
         while True:
@@ -120,7 +123,7 @@ class Batcher(Generic[E, R]):
     async def _results(self, rows: list[list[E]], count: int) -> Sequence[R | Exception]:
         """Knows no futures: an error's traceback holds this frame, which would be a cycle."""
         try:
-            results = await asyncio.to_thread(self._run, rows)
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, rows)
             if len(results) != count:
                 raise EngineError(f"the engine gave {len(results)} results for a batch of {count}")
         except Exception as error:

@@ -1,6 +1,7 @@
 """Batches: what shares a row, what fits, and who bears an error."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -208,3 +209,25 @@ async def test_a_stopped_batcher_answers_everyone(recorder: Recorder) -> None:
         await waiting
     with pytest.raises(EngineUnavailable):
         await batcher.submit(Entry("b"))
+
+
+async def test_a_batch_waits_for_no_other_work_in_threads(batcher: Batcher[Entry, int]) -> None:
+    """As many images are decoded as the event loop's own threads bear, and more wait for these."""
+    decoded = threading.Event()
+    decoding = [asyncio.ensure_future(asyncio.to_thread(decoded.wait, 30)) for _ in range(100)]
+    try:
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(batcher.submit(Entry("a")), 5) == 10
+    finally:
+        decoded.set()
+        await asyncio.gather(*decoding)
+
+
+async def test_its_thread_ends_with_it(recorder: Recorder) -> None:
+    batcher: Batcher[Entry, int] = Batcher(recorder, max_tokens=8)
+    batcher.start()
+    await batcher.submit(Entry("a"))
+    (thread,) = batcher._thread._threads
+    await batcher.stop()
+    thread.join(5)
+    assert not thread.is_alive()
