@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a checkpoint over HTTP", epilog=SERVE_NOTES, **form)
-    serve.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", nargs="?", help="its folder; a setting too")
+    serve.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", nargs="?", help="its folder, else by setting")
     serve.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     _add_settings(serve)
     serve.set_defaults(run=_serve)
@@ -120,7 +120,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--url", help="a running service")
     source.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="load it here, without a service")
-    parser.add_argument("--model", metavar="NAME", help="of the service's several; default: its first")
+    parser.add_argument("--model", metavar="NAME", help="which to ask of several (default: the first)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

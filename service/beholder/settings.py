@@ -51,18 +51,21 @@ class Settings(BaseSettings):
 
     checkpoint: Path
     host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 lets other machines in."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """0 takes a free one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged, to standard error."""
     log_requests: bool = True
     """One line of JSON on standard error for each request but the probes."""
     model_names: Names = ()
-    """Names by which requests may ask for the checkpoint in `model`, the first is shown; none takes its folder's."""
+    """Names by which requests may ask for the checkpoint in `model`; the first is shown. None takes the folder's."""
     models: dict[str, ModelSettings] = Field(default_factory=dict)
     """More models, by the name that requests ask for them: {NAME: {checkpoint: FOLDER, ...}}. A request that names none
     is for the first, which is `checkpoint`."""
     memory_share: MemoryShare = None
-    """Of the memory that vLLM would take for one model alone, the part for `checkpoint`. Models without a share get
-    equal parts of what the others leave."""
+    """Part (above 0, at most 1) for `checkpoint` of the memory that vLLM would take for one model alone. Models without
+    a share get equal parts of what the others leave."""
 
     otlp_endpoint: str | None = None
     """Where traces go, an OTLP/HTTP collector such as http://collector:4318; None makes none."""
@@ -70,12 +73,15 @@ class Settings(BaseSettings):
     engine: Literal["auto", "vllm", "transformers", "fake"] = "auto"
     """auto takes vLLM where it is installed, else transformers; fake has no model and its scores mean nothing."""
     dtype: Dtype | None = None
-    """None takes the checkpoint's."""
+    """float32, bfloat16 or float16; None takes the checkpoint's."""
     max_model_len: int = Field(default=8192, ge=16)
     """Tokens of prompt, expanded images and response; capped by what the model was built for."""
     max_images: int = Field(default=4, ge=1)
     """Images in one conversation."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
+    """The engine's own arguments, as YAML or JSON: of vLLM those that change speed and memory, such as
+    {gpu_memory_utilization: 0.8, tensor_parallel_size: 2}; of transformers max_batch_tokens, patience_s and
+    image_cache_bytes. What is unknown is refused with the list."""
     verify_files: bool = True
     """Compare every file with its recorded sha256 before the engine loads it."""
 
@@ -90,6 +96,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """Accepted keys, one a line; read again when it changes."""
     metrics_need_key: bool = False
+    """Ask for a key on /metrics too."""
     max_concurrent_per_key: int | None = Field(default=None, ge=1)
     """Requests of one key that may be in flight."""
     shed_status: Annotated[Literal[503, 429], BeforeValidator(_number)] = 503
@@ -106,20 +113,28 @@ class Settings(BaseSettings):
     image_url_http: bool = False
     """Fetch from http:// too."""
     image_url_timeout_s: float = Field(default=10, gt=0)
+    """For one URL, its redirects included."""
     image_url_redirects: int = Field(default=3, ge=0)
+    """How many are followed."""
 
     max_image_bytes: int = Field(default=LIMITS.max_bytes, ge=1)
+    """Of one image file."""
     max_image_pixels: int = Field(default=LIMITS.max_pixels, ge=1)
+    """Width times height of one image."""
     max_image_aspect: float = Field(default=LIMITS.max_aspect, ge=1)
+    """Longer over shorter side of one image."""
     max_image_frames: int = Field(default=LIMITS.max_frames, ge=1)
+    """Of an animated image, of which the first is scored."""
     max_decoded_pixels: int = Field(default=256_000_000, ge=1)
     """Pixels of decoded images, those of all requests and those kept for the next; Pillow takes 4 bytes for each."""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
+    """Of one request."""
     max_body_bytes_in_flight: int = Field(default=2 * 2**30, ge=1)
     """Of all requests together; more are refused with `overloaded`."""
     body_timeout_s: float = Field(default=60, gt=0)
     """For a body, from the headers on; for what an answer left unread; for a client to take more of an answer."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    """URL and headers of one request."""
     header_timeout_s: float = Field(default=10, gt=0)
     """From a request's first byte, or the connection's beginning, to the end of its headers."""
 
@@ -128,6 +143,7 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(default=4096, ge=1)
     """Samples accepted and not yet answered; more are refused with `overloaded`."""
     request_deadline_s: float = Field(default=300, gt=0)
+    """After so long a request is answered with `deadline-exceeded`, and what it queued is cancelled."""
     drain_delay_s: float = Field(default=5, ge=0)
     """How long new requests are still accepted after SIGTERM, until load balancers have seen /readyz."""
     drain_timeout_s: float = Field(default=120, ge=1)

@@ -30,7 +30,7 @@ def add(add_parser: Callable[..., argparse.ArgumentParser], form: dict[str, Any]
     parser = add_parser("load-test", help="throughput and latency of a running service", epilog=NOTES, **form)
     parser.add_argument("url", metavar="URL")
     parser.add_argument("--route", choices=get_args(Route), default="score", help="(default: score)")
-    parser.add_argument("--model", metavar="NAME", help="of the service's several; default: its first")
+    parser.add_argument("--model", metavar="NAME", help="which to ask of several (default: the first)")
     parser.add_argument("--concurrency", type=count, default=32, metavar="N", help="connections (default: 32)")
     parser.add_argument("--rate", type=positive, metavar="R", help="requests a second: an open loop")
     parser.add_argument("--seconds", type=positive, default=30, metavar="S", help="(default: 30)")
