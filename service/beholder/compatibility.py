@@ -12,7 +12,7 @@ from beholder import examples
 from beholder.image_sources import ImageSource, Inline, Link
 from beholder.markers import split
 from beholder.prompts import IMAGE, Conversation, ImageSlot, Turn
-from beholder.schemas import MAX_BATCH, MAX_MESSAGES, MAX_PARTS, Finite, ModelName, TextPart
+from beholder.schemas import MAX_BATCH, MAX_MESSAGES, MAX_PARTS, Finite, ModelName, TextPart, content_kind
 
 MAX_TEXTS = 4096
 """Strings in one request of a trainer."""
@@ -42,11 +42,7 @@ ChatPart = Annotated[TextPart | ImageUrlPart, Field(discriminator="type")]
 ChatParts = Annotated[list[ChatPart], Field(min_length=1, max_length=MAX_PARTS)]
 
 
-def _content_kind(value: Any) -> str:
-    return "parts" if isinstance(value, list) else "text"
-
-
-Content = Annotated[Annotated[str, Tag("text")] | Annotated[ChatParts, Tag("parts")], Discriminator(_content_kind)]
+Content = Annotated[Annotated[str, Tag("text")] | Annotated[ChatParts, Tag("parts")], Discriminator(content_kind)]
 
 
 class ChatMessage(_Shape):

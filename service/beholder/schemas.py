@@ -83,13 +83,14 @@ ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 _Parts = Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS)]
 
 
-def _content_kind(value: Any) -> str:
+def content_kind(value: Any) -> str:
+    """The tag of a message's content."""
     return "parts" if isinstance(value, list) else "text"
 
 
 class Message(_Strict):
     role: Literal["system", "user", "assistant"]
-    content: Annotated[Annotated[str, Tag("text")] | Annotated[_Parts, Tag("parts")], Discriminator(_content_kind)]
+    content: Annotated[Annotated[str, Tag("text")] | Annotated[_Parts, Tag("parts")], Discriminator(content_kind)]
 
     def turn(self) -> Turn:
         parts = (self.content,) if isinstance(self.content, str) else tuple(item.part() for item in self.content)

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from beholder.error_lines import first_line as first_line
 from beholder.errors import CheckpointError
 
 Weights = Mapping[str, Tensor]
@@ -130,7 +131,3 @@ def _globbed_files(folder: Path) -> set[str]:
         if found := {name for name in found if not name.startswith("adapter_")}:
             return found
     return set()
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,6 +20,7 @@ from beholder.engine import Activity, EngineScore
 from beholder.engine.expanded_prefixes import ExpandedPrefixes, Key
 from beholder.engine.vllm_loading import load, prepare_environment
 from beholder.engine.vllm_metrics import drop_metrics, keep_metrics
+from beholder.error_lines import last_line
 from beholder.errors import (
     BeholderError,
     EngineError,
@@ -72,7 +73,7 @@ class VllmEngine:
         except BeholderError:
             raise
         except Exception as error:
-            raise EngineError(f"vLLM does not load {self._checkpoint.folder}: {_last_line(error)}") from error
+            raise EngineError(f"vLLM does not load {self._checkpoint.folder}: {last_line(error)}") from error
         self._metrics = keep_metrics()
         from vllm import PoolingParams
 
@@ -186,7 +187,7 @@ class VllmEngine:
             (rendered,) = await self._llm.renderer.render_cmpl_async([_tokens_prompt(prompt, salt)])
         except AssertionError as error:
             # Found in vLLM's cache of sent images, and forgotten before it was read: another request's refusal.
-            raise _ImageNotSent(_last_line(error)) from error
+            raise _ImageNotSent(last_line(error)) from error
         return rendered
 
 
@@ -227,9 +228,4 @@ def _translate(error: Exception, *, alive: bool) -> BeholderError:
         return Overloaded("vLLM's queue is full: retry in a moment")
     if isinstance(error, VLLMClientError):
         return InvalidRequest(f"vLLM refuses the conversation: {error}")
-    return EngineError(f"vLLM failed the request: {_last_line(error)}")
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return EngineError(f"vLLM failed the request: {last_line(error)}")

@@ -13,6 +13,7 @@ import httpx
 from beholder.checkpoint import read_checkpoint
 from beholder.client import AsyncRewardClient
 from beholder.client.base_urls import BaseUrl, parse_base_url
+from beholder.error_lines import first_line
 from beholder.errors import ConfigurationError, EngineUnavailable
 from beholder.images import ImageLimits
 from beholder.local import trusted
@@ -114,8 +115,7 @@ class ServiceBackend:
             answer = httpx.get(url, headers={**headers, **base.headers}).raise_for_status().json()
             return _card_of(answer["models"], self._model)
         except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-            problem = str(error).partition("\n")[0]
-            raise EngineUnavailable(f"{url}: {problem}: is a Beholder service running there?") from None
+            raise EngineUnavailable(f"{url}: {first_line(error)}: is a Beholder service running there?") from None
 
 
 def _require_alike(cards: Mapping[str, dict[str, Any]]) -> None:

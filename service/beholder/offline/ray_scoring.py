@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from beholder.error_lines import first_line
 from beholder.errors import BeholderError, ConfigurationError, EngineUnavailable
 from beholder.offline.backends import about, engine_scorer, plain
 from beholder.offline.pipeline import scored_in_order
@@ -67,8 +68,8 @@ class RayBackend:
                 except RayError as error:
                     fruitless = fruitless + 1 if position == begun else 0
                     if fruitless == _FRUITLESS:
-                        raise EngineUnavailable(f"the Ray cluster fails: {_first_line(error)}") from None
-                    _log.warning("Ray lost work (%s): scoring what has not come back", _first_line(error))
+                        raise EngineUnavailable(f"the Ray cluster fails: {first_line(error)}") from None
+                    _log.warning("Ray lost work (%s): scoring what has not come back", first_line(error))
 
     def _spans(self, job: Job, position: Position) -> Iterator[tuple[Position, list[Scored]]]:
         """The records of each span, in order, and where the next begins. Raises RayError when a node is lost."""
@@ -165,7 +166,7 @@ def _connected(address: str | None) -> Iterator[None]:
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise EngineUnavailable(f"no Ray cluster at {address or 'this machine'}: {_first_line(error)}") from None
+            raise EngineUnavailable(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from None
     try:
         yield
     finally:
@@ -214,8 +215,3 @@ def plan(nodes: Sequence[Mapping[str, float]], engines: int | None, gpus_of_one:
     engines = engines or len(nodes)
     on_a_node = -(-engines // len(nodes))
     return engines, {"num_cpus": max(1, min(node["CPU"] for node in nodes) // on_a_node)}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
