@@ -8,7 +8,7 @@ Value = TypeVar("Value")
 
 
 class ByteBoundedCache(Generic[Key, Value]):
-    """Not thread-safe. An entry larger than the whole bound is not kept."""
+    """Not thread-safe. An entry larger than the whole bound is not kept, and costs no other its place."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -26,6 +26,8 @@ class ByteBoundedCache(Generic[Key, Value]):
         """Keep `value`, which takes `size` bytes, in place of the least recently used entries."""
         if (previous := self._entries.pop(key, None)) is not None:
             self.bytes -= previous[1]
+        if size > self.max_bytes:
+            return
         self._entries[key] = (value, size)
         self.bytes += size
         while self.bytes > self.max_bytes:
