@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from beholder.errors import BeholderError, ConfigurationError, DataError, FingerprintMismatch, InvalidRequest
-from beholder.trainers import ms_swift, openrlhf, slime, trl, verl
+from beholder.trainers import ms_swift, openrlhf, rewards, slime, trl, verl
 from beholder.trainers.rewards import Rewarder, RewardSettings, default_rewarder
 from tests.pictures import png
 
@@ -333,6 +334,19 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     default_rewarder.cache_clear()
     assert default_rewarder() is default_rewarder()
     default_rewarder.cache_clear()
+
+
+def test_the_documentation_names_every_variable_that_is_read() -> None:
+    class Reading(dict[str, str]):
+        """Remembers what it was asked for."""
+
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return super().get(name, default)
+
+    asked: set[str] = set()
+    RewardSettings.from_environment(Reading(BEHOLDER_URL="http://t"))
+    assert asked == set(re.findall(r"^BEHOLDER_\w+", rewards.__doc__ or "", re.MULTILINE))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 BEHOLDER_URL              base URL of the service, or several between commas
 BEHOLDER_API_KEY
+BEHOLDER_MODEL            name or fingerprint of one of the service's several models (default: its first)
 BEHOLDER_FINGERPRINT      pin this checkpoint; `first` pins that of the first answer
 BEHOLDER_REWARD           score (default, the raw logit) or normalized
 BEHOLDER_FAILED           raise (default) or none: what a sample gets that cannot be scored
