@@ -1,7 +1,6 @@
 """The contract between the halves, over HTTP: what training computed is what is served, or nothing is."""
 
 import asyncio
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from beholder.checkpoint import MANIFEST_NAME, read_checkpoint, sha256_file
+from beholder.checkpoint import read_checkpoint, write_manifest
 from beholder.cli import main as beholder
 from beholder.client import RewardClient
 from beholder_training.bases import make_base
@@ -93,12 +92,10 @@ def test_verify_names_the_changed_file(tampered: Path, capsys: pytest.CaptureFix
     assert "sha256" in error
 
 
-def test_with_the_hash_made_to_match_the_service_stays_unready_and_names_the_sample(
+def test_with_the_hashes_made_to_match_the_service_stays_unready_and_names_the_sample(
     tampered: Path, tmp_path: Path
 ) -> None:
-    manifest = json.loads((tampered / MANIFEST_NAME).read_text())
-    manifest["files"]["model.safetensors"] = sha256_file(tampered / "model.safetensors")
-    (tampered / MANIFEST_NAME).write_text(json.dumps(manifest))
+    write_manifest(tampered, read_checkpoint(tampered).manifest)
     samples = [sample.id for sample in read_checkpoint(tampered).golden()]
     with service_process(tampered, tmp_path / "service.log") as (process, url):
         detail = _golden_verdict(url)

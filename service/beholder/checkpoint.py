@@ -6,8 +6,8 @@
     history.json                                                what training logged, where it trained
     proxy/                                                      the proxy, where it was kept, with reward_input.json
 
-reward.json records the sha256 of every other file. `fingerprint` is the sha256 of those, so two checkpoints that may
-score differently never share one.
+reward.json records the sha256 of every other file. Its `fingerprint` is the sha256 of all else that it says, these and
+the calibration, input, dtype and processor, so two checkpoints that may score differently never share one.
 """
 
 import fcntl
@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from beholder.error_lines import first_line
 from beholder.errors import CheckpointCorrupt, CheckpointError
 from beholder.images import LoadedImage, load_image_file
 from beholder.prompts import Conversation, ModelInput, PromptRenderer, single_turn
@@ -75,7 +76,7 @@ class Manifest(_Strict):
     processor: dict[str, Any]
     dtype: Dtype
     input: ModelInput = "image"
-    """What the model was trained on of a sample's images; checkpoints from before this was written read them."""
+    """What the model was trained on of a sample's images."""
     calibration: Calibration | None = None
     within_prompt_spread: float = Field(gt=0)
     """Mean over prompts of the standard deviation of the rewards of a prompt's responses."""
@@ -84,6 +85,8 @@ class Manifest(_Strict):
     evaluation: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     """sha256 of every other file in the folder, by relative path."""
+    fingerprint: str = ""
+    """What `sealed` makes of all the above."""
 
 
 class _Input(_Strict):
@@ -101,8 +104,8 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """64 hex digits that change with any file of the checkpoint."""
-        return hashlib.sha256(json.dumps(self.manifest.files, sort_keys=True).encode()).hexdigest()
+        """64 hex digits that change with any file of the checkpoint, and with anything that reward.json says."""
+        return self.manifest.fingerprint
 
     def renderer(self) -> PromptRenderer:
         """Of prompts as the model was trained to read them. Raises CheckpointError."""
@@ -111,9 +114,10 @@ class Checkpoint:
     def golden(self) -> list[GoldenSample]:
         path = self.folder / GOLDEN_FOLDER / GOLDEN_NAME
         try:
-            samples = [GoldenSample.model_validate_json(line) for line in path.read_text().splitlines()]
+            # As bytes: a text is also cut at U+2028 and its like, which stand in JSON as they are.
+            samples = [GoldenSample.model_validate_json(line) for line in path.read_bytes().splitlines()]
         except (OSError, ValidationError) as error:
-            raise CheckpointError(f"{path}: {_first_line(error)}") from None
+            raise CheckpointError(f"{path}: {_reason(error)}") from None
         if not samples:
             raise CheckpointError(f"{path} has no samples: export the checkpoint again")
         return samples
@@ -131,16 +135,22 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read and check the manifest and that the parts are there. Raises CheckpointError."""
+    """Read and check the manifest and that the parts are there. Raises CheckpointError; CheckpointCorrupt where the
+    manifest was edited."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: give a checkpoint that `beholder-train train` wrote")
     path = folder / MANIFEST_NAME
     try:
-        manifest = Manifest.model_validate_json(path.read_text())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}: not a Beholder checkpoint (see `beholder adopt`)") from None
     except ValidationError as error:
-        raise CheckpointError(f"{path}: {_first_line(error)}") from None
+        raise CheckpointError(f"{path}: {_reason(error)}") from None
+    if manifest.fingerprint != sealed(manifest).fingerprint:
+        raise CheckpointCorrupt(
+            f"{path}: its fingerprint is not that of its contents: it was changed after it was written; copy it again, "
+            "or export or adopt the model again"
+        )
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {MANIFEST_NAME} lists: copy it again")
@@ -151,16 +161,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def write_input(folder: Path, model_input: ModelInput) -> None:
     """Beside the weights of a model without manifest (a proxy/): what it was trained on."""
-    (folder / INPUT_NAME).write_text(json.dumps({"input": model_input}) + "\n")
+    (folder / INPUT_NAME).write_text(json.dumps({"input": model_input}) + "\n", encoding="utf-8")
 
 
 def read_input(folder: Path) -> ModelInput | None:
     """What `write_input` wrote; None where it did not. Raises CheckpointError."""
     path = folder / INPUT_NAME
     try:
-        return _Input.model_validate_json(path.read_text()).input if path.is_file() else None
+        return _Input.model_validate_json(path.read_bytes()).input if path.is_file() else None
     except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{path}: {_first_line(error)}") from None
+        raise CheckpointError(f"{path}: {_reason(error)}") from None
 
 
 def verify_files(checkpoint: Checkpoint) -> None:
@@ -174,6 +184,13 @@ def verify_files(checkpoint: Checkpoint) -> None:
             )
 
 
+def sealed(manifest: Manifest) -> Manifest:
+    """`manifest` with its fingerprint: the sha256 of all else in it as JSON, keys sorted, as it will be read again."""
+    contents = json.loads(manifest.model_dump_json(exclude={"fingerprint"}))
+    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+    return manifest.model_copy(update={"fingerprint": digest})
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Checkpoint:
     """Hash every file of `folder` into `manifest` and write it as reward.json.
 
@@ -182,15 +199,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> Checkpoint:
     for path in _content_files(folder):
         path.chmod(path.stat().st_mode | 0o444)
     files = {str(path.relative_to(folder)): sha256_file(path) for path in _content_files(folder)}
-    complete = manifest.model_copy(update={"files": files})
-    (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n")
+    complete = sealed(manifest.model_copy(update={"files": files}))
+    (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Checkpoint(folder, complete)
 
 
 def write_golden(folder: Path, samples: list[GoldenSample]) -> None:
     """Write golden.jsonl; the samples' images are in `folder`/golden already."""
     lines = (sample.model_dump_json() for sample in samples)
-    (folder / GOLDEN_FOLDER / GOLDEN_NAME).write_text("\n".join(lines) + "\n")
+    (folder / GOLDEN_FOLDER / GOLDEN_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -270,8 +287,8 @@ def _check_head(checkpoint: Checkpoint) -> None:
     raise CheckpointError(f"{checkpoint.folder} has no reward head (score.weight) in its weights: export it again")
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
-    return str(error).splitlines()[0]
+    return first_line(error)

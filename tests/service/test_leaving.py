@@ -1,7 +1,6 @@
 """A thread cannot be interrupted: the service ends without those that still work."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 from beholder.app import create_app
-from beholder.checkpoint import Checkpoint
+from beholder.checkpoint import Checkpoint, read_checkpoint, sealed
 from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
@@ -64,9 +63,9 @@ def endless_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     for path in tiny_checkpoint.iterdir():
         if path.name != "reward.json":
             (folder / path.name).symlink_to(path)
-    manifest = json.loads((tiny_checkpoint / "reward.json").read_text())
-    manifest["files"] = {"large": "0" * 64} | manifest["files"]
-    (folder / "reward.json").write_text(json.dumps(manifest))
+    manifest = read_checkpoint(tiny_checkpoint).manifest
+    larger = sealed(manifest.model_copy(update={"files": {"large": "0" * 64} | manifest.files}))
+    (folder / "reward.json").write_text(larger.model_dump_json())
     (folder / "large").touch()
     os.truncate(folder / "large", 2**38)
     return folder

@@ -1,6 +1,7 @@
 """What a model was trained on (images, text, blanks) is what a checkpoint says, and is evaluated and served on."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from beholder.adopting.adopt import adopt
-from beholder.checkpoint import MANIFEST_NAME, Checkpoint, read_checkpoint
+from beholder.checkpoint import Checkpoint
 from beholder.errors import CheckpointError
 from beholder.local import golden_locally, rank_locally
 from beholder.settings import Settings, load_settings
@@ -110,17 +111,9 @@ def test_an_adopted_proxy_is_served_as_it_was_trained(
         assert text_only_branch(adopted.folder).input == proxy.input
 
 
-def test_a_checkpoint_from_before_reads_images_and_a_proxy_from_before_text(
-    tiny_checkpoint: Path, with_proxies: dict[str, Branch], tmp_path: Path
+def test_a_proxy_that_does_not_say_what_it_reads_is_taken_to_read_text(
+    with_proxies: dict[str, Branch], tmp_path: Path
 ) -> None:
-    import json
-    import shutil
-
-    shutil.copytree(tiny_checkpoint, tmp_path / "old")
-    manifest = json.loads((tmp_path / "old" / MANIFEST_NAME).read_text())
-    del manifest["input"]
-    (tmp_path / "old" / MANIFEST_NAME).write_text(json.dumps(manifest))
-    assert read_checkpoint(tmp_path / "old").manifest.input == "image"
     shutil.copytree(Path(next(iter(with_proxies))) / "proxy", tmp_path / "proxy")
     said = tmp_path / "proxy" / "reward_input.json"
     said.write_text('{"input": "sound"}')
