@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from beholder.errors import DataError
-from beholder.settings import Settings
+from beholder.settings import Settings, load_settings
 from tests.offline.scoring import read, score, write
+from tests.pictures import png
 from tests.training.hostile import BAD, PAIR, write_hostile
 
 GOOD_TO_SCORE = {"duplicate-response", "non-numeric-rating", "ties-only"}  # bad for training alone
@@ -72,6 +73,16 @@ def test_hostile_image_paths(fake: Settings, tmp_path: Path, path: str) -> None:
 def test_more_images_than_are_served_is_an_error(fake: Settings, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", [{**PAIR, "img_path": ["a.png"] * 5}])
     assert score(fake, data, tmp_path / "out.jsonl").errors == {"too-many-images": 2}
+
+
+def test_a_picture_that_the_model_does_not_take_is_its_record_s(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The settings accept it, the checkpoint's image processor refuses it."""
+    settings = load_settings({"checkpoint": tiny_checkpoint, "engine": "transformers", "max_image_aspect": 1000})
+    (tmp_path / "narrow.png").write_bytes(png(2, 600))
+    text = {"prompt": "?", "responses": ["A", "B"]}
+    data = write(tmp_path / "data.jsonl", [text, {**text, "img_path": "narrow.png"}, text])
+    assert score(settings, data, tmp_path / "out.jsonl").errors == {"invalid-image": 2}
+    assert [row["error"] is None for row in read(tmp_path / "out.jsonl")] == [True, True, False, False, True, True]
 
 
 def test_a_bad_record_ends_the_run_on_request(hostile: Path, fake: Settings, tmp_path: Path) -> None:

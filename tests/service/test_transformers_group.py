@@ -13,7 +13,7 @@ from beholder.engine import EngineScore, score_group
 from beholder.engine.choosing import create_engine
 from beholder.engine.queued_pictures import QueuedPictures
 from beholder.engine.transformers import TransformersEngine, _Sample
-from beholder.errors import EngineError, EngineUnavailable, PromptTooLong
+from beholder.errors import EngineError, EngineUnavailable, ImageError, PromptTooLong
 from beholder.images import LoadedImage, load_image
 from beholder.modeling.inputs import Picture
 from beholder.prompts import IMAGE, Prompt, PromptRenderer, Turn, single_turn
@@ -51,7 +51,8 @@ async def test_a_bad_prompt_leaves_the_others_scored(engine: TransformersEngine,
     first, second, third, fourth = await score_group(engine, prompts)
     alone = await engine.score(prompts[3])
     assert isinstance(first, EngineScore)
-    assert isinstance(second, ValueError)
+    assert isinstance(second, ImageError)
+    assert "does not take the image: absolute aspect ratio must be smaller" in str(second)
     assert isinstance(third, PromptTooLong)
     assert isinstance(fourth, EngineScore)
     assert fourth.logit == pytest.approx(alone.logit, abs=1e-5)

@@ -17,7 +17,16 @@ from beholder.coalescing import Coalescer
 from beholder.engine import Activity, EngineScore
 from beholder.engine.memory import keep_freed_memory
 from beholder.engine.queued_pictures import QueuedPictures
-from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageMismatch, InvalidRequest, PromptTooLong
+from beholder.error_lines import first_line
+from beholder.errors import (
+    BeholderError,
+    EngineError,
+    EngineUnavailable,
+    ImageError,
+    ImageMismatch,
+    InvalidRequest,
+    PromptTooLong,
+)
 from beholder.prompts import Prompt, read_image_token_id
 
 if TYPE_CHECKING:
@@ -148,7 +157,7 @@ class TransformersEngine:
             pictures = iter(encoder.pictures([image for prompt in prompts for image in prompt.images]))
         except Exception as error:  # of one picture, which costs its own prompts alone
             if len(prompts) == 1:
-                yield error
+                yield _refused(error)
             else:
                 yield from (found for prompt in prompts for found in self._samples(encoder, [prompt]))
             return
@@ -212,6 +221,15 @@ class TransformersEngine:
             EngineScore(reward, len(sample.sequence), shared)
             for sample, reward, shared in zip(samples, rewards, cached, strict=True)
         ]
+
+
+def _refused(error: Exception) -> BeholderError:
+    """Image processors raise what they like: Qwen's a ValueError for a picture that is too narrow."""
+    if isinstance(error, BeholderError):
+        return error
+    refused = ImageError(f"the model's image processor does not take the image: {first_line(error)}")
+    refused.__cause__ = error
+    return refused
 
 
 def _not_finite(score: EngineScore) -> EngineError:
