@@ -1,6 +1,8 @@
 """The objective's equations, their limits and their gradients."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from beholder_training.losses import (
     proxy_balanced_weight,
     sfc_weight,
     smoothed,
-    weighted_loss,
 )
+from beholder_training.objective import Objective, margins
+from tests.training.runs import config
 
 MARGINS = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0])
 PROXY = torch.tensor([1.0, -2.0, 0.3, 4.0, 0.0])
@@ -56,15 +59,21 @@ def test_exponent_zero_is_standard() -> None:
         assert torch.allclose(weighting(MARGINS, -MARGINS, 0.0), torch.ones(5))
 
 
-def test_no_gradient_flows_through_the_weight() -> None:
-    margin = MARGINS.clone().requires_grad_()
-    proxy = (-MARGINS).requires_grad_()
-    weight = sfc_weight(margin, proxy)
-    weighted_loss(margin, weight, 5).backward()
-    expected = -weight.detach() * torch.sigmoid(-MARGINS) / 5
-    assert margin.grad is not None
-    assert torch.allclose(margin.grad, expected)
-    assert proxy.grad is None
+@pytest.mark.parametrize("algorithm", ["sfc", "proxy_balanced", "sfc_normalised"])
+def test_no_gradient_flows_through_the_weight(algorithm: str) -> None:
+    """Chosen and rejected are a pair's two rewards: d(w L)/d chosen is -w sigmoid(-d), with w a constant."""
+    objective = Objective.from_config(config(Path("base"), Path("out"), algorithm=algorithm))
+    rewards = torch.cat([MARGINS, torch.zeros(5)]).requires_grad_()
+    proxy_rewards = torch.cat([PROXY, torch.zeros(5)]).requires_grad_()
+    pairs = torch.stack([torch.arange(5), torch.arange(5, 10)], dim=1)
+    weights = objective.weights(margins(rewards, pairs), margins(proxy_rewards, pairs), torch.arange(5), step=0)
+    assert not weights.requires_grad
+    assert len(weights.unique()) == 5
+    objective.main_terms(rewards, pairs, GAPS, weights).sum().backward()
+    expected = -weights * torch.sigmoid(-MARGINS)
+    assert rewards.grad is not None
+    assert torch.allclose(rewards.grad, torch.cat([expected, -expected]))
+    assert proxy_rewards.grad is None
 
 
 def log_sigmoid(values: torch.Tensor) -> torch.Tensor:
@@ -73,9 +82,11 @@ def log_sigmoid(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [*WEIGHTINGS, *PAIR_LOSSES])
 def test_every_entry_states_its_equation_and_source(name: str) -> None:
+    """A paper by number or by authors and year, or the page that derives it: docs/training.md promises both."""
     function = WEIGHTINGS[name].function if name in WEIGHTINGS else PAIR_LOSSES[name]
     documentation = function.__doc__ or ""
-    assert any(mark in documentation for mark in ("arXiv", "docs/method.md", "19", "20")), documentation
+    assert re.match(r"w = |.*-log sigmoid\(", documentation), documentation
+    assert re.search(r"arXiv \d{4}\.\d{5}|\(docs/method\.md\)|\(\w+ and \w+, \d{4}", documentation), documentation
 
 
 def test_constant_is_half() -> None:

@@ -154,11 +154,3 @@ def centring_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
     Eisenstein et al., "Helping or Herding?", 2023 (arXiv 2312.09244), section on underspecified rewards.
     """
     return (chosen + rejected) ** 2
-
-
-def weighted_loss(margin: Tensor, weight: Tensor, pairs: Tensor | int) -> Tensor:
-    """sum(weight * L) / pairs: the mean over all `pairs` of an optimiser step, of which this batch may be a part.
-
-    No gradient flows through the weight.
-    """
-    return (weight.detach() * bradley_terry(margin)).sum() / pairs
