@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from beholder.errors import DataError
-from beholder_training.data import parse_record, read_records, scan, with_pairs
+from beholder_training.data import read_records, scan, with_pairs
 from tests.pictures import png
+from tests.training.rows import read_row
 
 
 @pytest.fixture
@@ -26,14 +27,14 @@ def completions(ratings: list[dict[str, Any]], responses: list[str]) -> dict[str
 
 
 def test_pairs(folder: Path) -> None:
-    record = parse_record({"id": 7, "prompt": "?", "img_path": "a.png", "chosen": "A", "rejected": "B"}, folder, "f:1")
+    record = read_row({"id": 7, "prompt": "?", "img_path": "a.png", "chosen": "A", "rejected": "B"}, folder)
     assert (record.id, record.responses, record.pairs()) == ("7", ("A", "B"), [(0, 1)])
     assert record.images == (folder / "a.png",)
 
 
 def test_completions_give_every_pair_of_different_means(folder: Path) -> None:
     raw = completions([rating("4", "2"), rating("5", "5"), rating("3"), rating("1", "N/A")], ["A", "B", "C", "D"])
-    record = parse_record(raw, folder, "f:1")
+    record = read_row(raw, folder)
     assert record.responses == ("A", "B", "C")  # D has a rating that is no number
     assert record.qualities == (3.0, 5.0, 3.0)
     assert record.pairs() == [(1, 0), (1, 2)]  # A and C tie
@@ -41,21 +42,21 @@ def test_completions_give_every_pair_of_different_means(folder: Path) -> None:
 
 def test_equal_means_tie_in_any_order_of_the_ratings(folder: Path) -> None:
     raw = completions([rating("5", "3.3", "3.3"), rating("3.3", "3.3", "5")], ["A", "B"])
-    assert not parse_record(raw, folder, "f:1").pairs()
+    assert not read_row(raw, folder).pairs()
 
 
 @pytest.mark.parametrize("ratings", [("1e308", "1e308"), ("inf", "-inf"), ()])
 def test_ratings_without_a_mean_are_no_number(folder: Path, ratings: tuple[str, ...]) -> None:
-    record = parse_record(completions([rating(*ratings), rating("1"), rating("2")], ["A", "B", "C"]), folder, "f:1")
+    record = read_row(completions([rating(*ratings), rating("1"), rating("2")], ["A", "B", "C"]), folder)
     assert record.responses == ("B", "C")
 
 
 def test_to_score(folder: Path) -> None:
     raw = {"prompt": "?", "img_path": ["a.png", "a.png"], "responses": ["A", "B"], "best": 1}
-    record = parse_record(raw, folder, "f:1")
+    record = read_row(raw, folder)
     assert len(record.images) == 2
     assert record.qualities == (0.0, 1.0)
-    assert parse_record({**raw, "best": 1.0}, folder, "f:1").qualities == (0.0, 1.0)  # as pandas writes it
+    assert read_row({**raw, "best": 1.0}, folder).qualities == (0.0, 1.0)  # as pandas writes it
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def test_to_score(folder: Path) -> None:
 )
 def test_a_bad_record_is_named(folder: Path, raw: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        parse_record(raw, folder, "data.jsonl:3")
-    assert str(caught.value).startswith("data.jsonl:3: ")
+        read_row(raw, folder)
+    assert str(caught.value).startswith(f"{folder / 'data.jsonl'}:1: ")
     assert message in str(caught.value)
 
 
@@ -108,7 +109,7 @@ def test_a_line_that_is_not_json_is_named(folder: Path) -> None:
 
 
 def test_only_ties_is_an_error(folder: Path) -> None:
-    record = parse_record({"prompt": "?", "responses": ["A", "B"]}, folder, "f:1")
+    record = read_row({"prompt": "?", "responses": ["A", "B"]}, folder)
     with pytest.raises(DataError, match="none of the 1 records"):
         with_pairs([record])
 

@@ -10,9 +10,9 @@ from pyarrow import parquet
 
 from beholder.errors import DataError
 from beholder.images import load_image_file
-from beholder.records.problems import BadRecord
-from beholder_training.data import ImagePlaces, Record, parse_record, read_records, repeat_by_weight, scan
+from beholder_training.data import ImagePlaces, Record, read_records, repeat_by_weight, scan
 from tests.pictures import png
+from tests.training.rows import read_row, refusal
 
 
 @pytest.fixture
@@ -62,20 +62,20 @@ RLAIF_V = {"question": "What is it?", "chosen": "A", "rejected": "B", "image": {
 
 @pytest.mark.parametrize("raw", [VLFEEDBACK, VLFEEDBACK_LISTS, POVID], ids=["objects", "lists", "povid"])
 def test_json_layouts(folder: Path, raw: dict[str, Any]) -> None:
-    record = parse_record(raw, folder, "f:1")
+    record = read_row(raw, folder)
     assert (record.prompt, record.responses, record.pairs()) == ("What is it?", ("A", "B"), [(0, 1)])
     assert record.images == (folder / "a.png",)
 
 
 def test_several_images_and_none(folder: Path) -> None:
     pair = {"prompt": "?", "chosen": "A", "rejected": "B"}
-    assert parse_record({**pair, "images": ["a.png", "a.png"]}, folder, "f:1").images == (folder / "a.png",) * 2
-    assert parse_record(pair, folder, "f:1").images == ()
-    assert parse_record({**pair, "img_path": None}, folder, "f:1").images == ()
+    assert read_row({**pair, "images": ["a.png", "a.png"]}, folder).images == (folder / "a.png",) * 2
+    assert read_row(pair, folder).images == ()
+    assert read_row({**pair, "img_path": None}, folder).images == ()
 
 
 def test_an_image_mark_in_a_prompt_without_image_stays(folder: Path) -> None:
-    record = parse_record({"prompt": "What does <image> mean?", "chosen": "A", "rejected": "B"}, folder, "f:1")
+    record = read_row({"prompt": "What does <image> mean?", "chosen": "A", "rejected": "B"}, folder)
     assert record.prompt == "What does <image> mean?"
 
 
@@ -92,22 +92,22 @@ def test_an_image_mark_in_a_prompt_without_image_stays(folder: Path) -> None:
 )
 def test_marks_at_either_end_are_taken_off_one_an_image(folder: Path, prompt: str, read: str) -> None:
     raw = {"prompt": prompt, "images": ["a.png"] * 3, "chosen": "A", "rejected": "B"}
-    assert parse_record(raw, folder, "f:1").prompt == read
+    assert read_row(raw, folder).prompt == read
 
 
 def test_an_images_mark_between_words_is_refused(folder: Path) -> None:
     raw = {"prompt": "Look at <image> and tell.", "image": "a.png", "chosen": "A", "rejected": "B"}
-    with pytest.raises(BadRecord, match="has <image> between its words, but images come before the text") as caught:
-        parse_record(raw, folder, "f:1")
-    assert caught.value.problem.kind == "bad-image-field"
+    problem = refusal(raw, folder)
+    assert problem.kind == "bad-image-field"
+    assert "has <image> between its words, but images come before the text" in problem.message
 
 
 @pytest.mark.parametrize("answer", [None, {"text": "B"}, 3])
 def test_a_conversations_answer_must_be_a_text(folder: Path, answer: Any) -> None:
     turns = [POVID["rejected_conversations"][0], {"from": "gpt", "value": answer}]
-    with pytest.raises(BadRecord, match="'rejected' is missing or not a text") as caught:
-        parse_record({**POVID, "rejected_conversations": turns}, folder, "f:1")
-    assert caught.value.problem.kind == "missing-response"
+    problem = refusal({**POVID, "rejected_conversations": turns}, folder)
+    assert problem.kind == "missing-response"
+    assert "'rejected' is missing or not a text" in problem.message
 
 
 def test_both_conversations_ask_the_same_but_for_the_mark(folder: Path) -> None:
@@ -115,10 +115,10 @@ def test_both_conversations_ask_the_same_but_for_the_mark(folder: Path) -> None:
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "B"}]
         return {**POVID, "rejected_conversations": turns}
 
-    assert parse_record(asking("What is it?\n<image>"), folder, "f:1").responses == ("A", "B")
-    with pytest.raises(BadRecord, match="ask different questions") as caught:
-        parse_record(asking("<image>\nWhere is it?"), folder, "f:1")
-    assert caught.value.problem.kind == "bad-conversation"
+    assert read_row(asking("What is it?\n<image>"), folder).responses == ("A", "B")
+    problem = refusal(asking("<image>\nWhere is it?"), folder)
+    assert problem.kind == "bad-conversation"
+    assert "ask different questions" in problem.message
 
 
 @pytest.mark.parametrize("raw", [RLHF_V, RLAIF_V], ids=["rlhf-v", "rlaif-v"])

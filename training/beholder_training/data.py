@@ -88,11 +88,6 @@ def require_files(files: Sequence[Path]) -> None:
             raise DataError(f"{file}: {error.strerror}") from None
 
 
-def parse_record(raw: Any, image_root: Path, where: str) -> Record:
-    """One decoded row. Raises DataError."""
-    return _record(raw, image_root, BESIDE, where)[0]
-
-
 def with_pairs(records: Sequence[Record]) -> list[Record]:
     """The records that have a preference. Raises DataError when none has."""
     usable = [record for record in records if record.pairs()]
