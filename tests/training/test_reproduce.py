@@ -141,6 +141,14 @@ def test_flipped_labels_turn_round_every_pair_of_their_prompts(world: Path) -> N
     assert kept + flipped == 64
 
 
+def test_flipping_cuts_no_record_at_a_line_separator_in_it(tmp_path: Path) -> None:
+    record = {"id": "1", "prompt": "a\u2028b\u0085c", "completions": {"annotations": [], "response": []}}
+    source, target = tmp_path / "train.jsonl", tmp_path / "flipped.jsonl"
+    source.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_flipped(source, target, share=1.0)
+    assert json.loads(target.read_text()) == record
+
+
 def made_up(accuracies: dict[str, tuple[float, float]], family: str = "main", scenes: int = 400) -> list[Finished]:
     """Every cell of a family with (i.i.d., other) accuracies by algorithm, or by algorithm^exponent."""
     rng, finished = np.random.default_rng(0), []

@@ -78,7 +78,7 @@ def prepare(places: Places, tasks: Iterable[Base | Cell]) -> None:
 def write_flipped(source: Path, target: Path, share: float, seed: int = 0) -> None:
     """Rated completions, with every rating r turned into 6 - r in a random `share` of prompts: all their pairs flip."""
     rng, lines = random.Random(seed), []
-    for line in source.read_text().splitlines():
+    for line in source.read_bytes().splitlines():  # a text would also be cut at U+2028, inside a record
         record = json.loads(line)
         if rng.random() < share:
             for annotation in record["completions"]["annotations"]:
