@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from beholder.modeling.inputs import PromptEncoder
-from beholder.modeling.reward_model import RewardModel, prepare_backbone
+from beholder.modeling.reward_model import RewardModel, keep_float32_exact, prepare_backbone
 from beholder.prompts import PromptRenderer
 from beholder_training.base_architectures import BaseSize
 from beholder_training.bases import draw_base
@@ -21,6 +21,7 @@ def random_branch(
     backbone.config.save_pretrained(folder)
     processor.save_pretrained(folder)
     prepare_backbone(backbone)
+    keep_float32_exact()
     renderer = PromptRenderer.from_folder(folder)
     encoder = PromptEncoder.from_folder(folder, renderer.image_token_id, cache_bytes=0)
     return Branch(RewardModel(backbone).to(device), renderer, encoder, sees_images, folder)

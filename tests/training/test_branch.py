@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from beholder.modeling.reward_model import prepare_backbone
+from beholder_training.bases import TINY
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records, with_pairs
+from benchmarks.random_branch import random_branch
 
 
 @pytest.fixture
@@ -50,8 +53,13 @@ def _forwards(branch: Branch, records: list[Record]) -> list[int]:
 
 
 def test_convolutions_in_float32_are_not_rounded_on_a_card(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    Branch.from_checkpoint(tiny_checkpoint)
+    branch = Branch.from_checkpoint(tiny_checkpoint)
+    assert not torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    prepare_backbone(branch.model.backbone)  # of one model, not of the process
+    assert torch.backends.cudnn.allow_tf32
+    random_branch(tmp_path, "qwen3_vl", TINY, torch.device("cpu"))
     assert not torch.backends.cudnn.allow_tf32

@@ -151,16 +151,21 @@ def _load_backbone(folder: Path, dtype: torch.dtype, renames: dict[str, str]) ->
     if missing := sorted(found["missing_keys"]) + sorted(found["mismatched_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of the model, {missing[0]} first")
     prepare_backbone(backbone)
+    keep_float32_exact()
     return backbone
 
 
 def prepare_backbone(backbone: Any) -> None:
-    """Let a base model of Hugging Face compute as `packed_attention` and `picture_attention` say, and its convolutions
-    in float32 where they are in float32: cuDNN would round to TF32, unlike torch's matrix products."""
-    torch.backends.cudnn.allow_tf32 = False
+    """Let a base model of Hugging Face compute as `packed_attention` and `picture_attention` say."""
     backbone.config.get_text_config()._attn_implementation = NAME
     if vision := architecture_of(backbone.config).vision:
         prepare_tower(getattr(backbone, vision))
+
+
+def keep_float32_exact() -> None:
+    """For the whole process: float32 convolutions are computed in float32. cuDNN would round their inputs to TF32, which
+    torch's matrix products leave off of themselves."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @contextmanager
