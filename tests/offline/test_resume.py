@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from beholder.errors import DataError
+from beholder.offline.backends import EngineBackend
 from beholder.offline.journal import Journal
 from beholder.offline.results import write_rows
-from beholder.offline.scoring import Job, Position, score_file
+from beholder.offline.scoring import Backend, Job, Position, score_file
 from beholder.offline.tasks import Scored
 from beholder.settings import Settings
 from tests.offline.scoring import CountingBackend, read, score, write
@@ -45,6 +46,11 @@ def whole(job: Job) -> bytes:
 
 def partial(job: Job) -> Path:
     return job.output.with_name("out.jsonl.partial")
+
+
+def begin(job: Job, backend: Backend) -> None:
+    """A run that was killed before its first record."""
+    Journal(partial(job), {**backend.about, "image_root": job.images_from}).close()
 
 
 def interrupt(job: Job, after: int) -> None:
@@ -90,6 +96,40 @@ def test_another_checkpoint_is_refused(job: Job) -> None:
     with pytest.raises(DataError, match=r"was begun with fingerprint aaaaaaaaaaaa\.\.\., this run has bbbbbbbbbbbb"):
         score_file(job, CountingBackend("b" * 64))
     assert partial(job).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "bfloat16"}, "dtype float32, this run has bfloat16"),
+        ({"max_model_len": 512}, "max_model_len 1024, this run has 512"),
+        ({"overlong": "truncate"}, "overlong refuse, this run has truncate"),
+        ({"max_images": 5}, "max_images 4, this run has 5"),
+        ({"max_image_bytes": 1000}, "max_image_bytes 20971520, this run has 1000"),
+        ({"max_image_pixels": 1000}, "max_image_pixels 50000000, this run has 1000"),
+        ({"max_image_aspect": 200.0}, r"max_image_aspect 190\.0, this run has 200\.0"),
+        ({"max_image_frames": 1}, "max_image_frames 1000, this run has 1"),
+    ],
+)
+def test_a_setting_that_decides_what_is_scored_is_refused_and_named(
+    job: Job, fake: Settings, change: dict[str, Any], message: str
+) -> None:
+    begin(job, EngineBackend(fake))
+    with pytest.raises(DataError, match=f"was begun with {message}: two would mix"):
+        score_file(job, EngineBackend(fake.model_copy(update=change)))
+    assert len(read(partial(job))) == 1
+
+
+def test_settings_of_speed_may_change(job: Job, fake: Settings) -> None:
+    begin(job, EngineBackend(fake))
+    faster = fake.model_copy(update={"max_decoded_pixels": 10**6, "max_in_flight": 8})
+    assert score_file(job, EngineBackend(faster)).scored == 8
+
+
+def test_a_journal_of_another_version_is_refused_as_that(job: Job, about: dict[str, Any]) -> None:
+    partial(job).write_text(json.dumps({"journal": 2, **about, "restart": False}) + "\n")
+    with pytest.raises(DataError, match="was begun by another version of Beholder"):
+        score_file(job, CountingBackend())
 
 
 @pytest.mark.parametrize("change", ["edited", "shorter", "inserted"])

@@ -17,9 +17,10 @@ from PIL import Image
 from beholder.checkpoint import read_checkpoint
 from beholder.cli import main
 from beholder.engine.fake import FakeEngine
-from beholder.errors import BeholderError, ConfigurationError, EngineUnavailable, FingerprintMismatch
-from beholder.offline.backends import ServiceBackend
-from beholder.offline.scoring import Job, score_file
+from beholder.errors import BeholderError, ConfigurationError, DataError, EngineUnavailable, FingerprintMismatch
+from beholder.offline.backends import EngineBackend, ServiceBackend
+from beholder.offline.journal import Journal
+from beholder.offline.scoring import Backend, Job, score_file
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
 from tests.offline.scoring import read, score, write
@@ -96,6 +97,7 @@ def test_an_image_may_be_as_large_as_is_set(
     [
         ({"dtype": "bfloat16"}, "scores with dtype float32, {other} with bfloat16: two would mix"),
         ({"max_model_len": 512}, "scores with max_tokens 1024, {other} with 512: two would mix"),
+        ({"max_images": 5}, "scores with max_images 4, {other} with 5: two would mix"),
     ],
 )
 def test_services_that_score_otherwise_are_refused(
@@ -106,6 +108,22 @@ def test_services_that_score_otherwise_are_refused(
         with pytest.raises(ConfigurationError, match=expected):
             score_file(Job(scenes, tmp_path / "out.jsonl", progress=False), ServiceBackend([url, other]))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changed", [{}, {"max_model_len": 512}, {"max_images": 5}, {"max_image_bytes": 1000}])
+@pytest.mark.parametrize("services_first", [True, False])
+def test_services_and_an_engine_here_may_finish_what_the_other_began_where_they_are_alike(
+    url: str, fake: Settings, texts: Path, tmp_path: Path, changed: dict[str, Any], services_first: bool
+) -> None:
+    job = Job(texts, tmp_path / "out.jsonl", progress=False)
+    backends: list[Backend] = [ServiceBackend([url]), EngineBackend(fake.model_copy(update=changed))]
+    first, second = backends if services_first else reversed(backends)
+    Journal(tmp_path / "out.jsonl.partial", {**first.about, "image_root": job.images_from}).close()
+    if changed:
+        with pytest.raises(DataError, match=f"was begun with {''.join(changed)} "):
+            score_file(job, second)
+    else:
+        assert score_file(job, second).scored == 80
 
 
 def test_a_service_that_does_not_answer_is_left_out_and_named(

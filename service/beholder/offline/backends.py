@@ -24,8 +24,18 @@ from beholder.offline.tasks import Scored, Task
 from beholder.settings import Settings
 
 _CONNECTIONS = 64
-_DECIDING: Final = ("fingerprint", "engine", "dtype", "input", "calibrated", "max_tokens")
-"""Of a model's card: of two services that differ in one, the scores would not be of one kind."""
+_DECIDING: Final = ("fingerprint", "engine", "dtype", "input", "calibrated", "max_tokens", "max_images")
+"""Of a model's card: of two services that differ in one, scores or refusals would not be of one kind."""
+_SETTINGS: Final = (
+    "max_model_len",
+    "overlong",
+    "max_images",
+    "max_image_bytes",
+    "max_image_pixels",
+    "max_image_aspect",
+    "max_image_frames",
+)
+"""What decides, beside checkpoint, engine and dtype, whether a response is scored, and whether its prompt is cut."""
 _SWITCH_S: Final = 0.0005
 _ENGINE_ARGS: Final[dict[str, dict[str, Any]]] = {
     "vllm": {"mm_processor_cache_gb": 0.5},
@@ -74,8 +84,16 @@ class ServiceBackend:
 
     @cached_property
     def about(self) -> dict[str, Any]:
+        """As `about` names it, but for what a service does not say of its settings."""
         card = next(iter(self._cards.values()))
-        return {"fingerprint": card["fingerprint"], "engine": card["engine"], "dtype": card["dtype"]}
+        return {
+            "fingerprint": card["fingerprint"],
+            "engine": card["engine"],
+            "dtype": card["dtype"],
+            "max_model_len": card["max_tokens"],
+            "max_images": card["max_images"],
+            "max_image_bytes": self._max_image_bytes,
+        }
 
     def run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
         asyncio.run(self._run(job, position, accept))
@@ -142,12 +160,14 @@ def _card_of(cards: Sequence[dict[str, Any]], model: str | None) -> dict[str, An
 
 
 def about(settings: Settings) -> dict[str, Any]:
-    """What decides a score; the same here and on a cluster, so that either may finish what the other began."""
+    """What decides a score or a refusal; the same here and on a cluster, so that either may finish what the other
+    began."""
     checkpoint = read_checkpoint(settings.checkpoint)
     return {
         "fingerprint": checkpoint.fingerprint,
         "engine": settings.chosen_engine,
         "dtype": settings.dtype or checkpoint.manifest.dtype,
+        **{name: getattr(settings, name) for name in _SETTINGS},
     }
 
 

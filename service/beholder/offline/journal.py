@@ -19,17 +19,17 @@ from beholder.offline.tasks import Scored
 
 SYNC_INTERVAL_S: Final = 2.0
 """How much a power cut may cost; a kill costs nothing that was written."""
-_VERSION: Final = 2
+_VERSION: Final = 3
 _FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 
 
 class Journal:
-    """Open for one process at a time. `about` is what decides a score: a journal with another one is refused, unless
-    `restart` empties it."""
+    """Open for one process at a time. `about` is what decides a score or a refusal: a journal with another one is
+    refused, unless `restart` empties it. What only one of the two knows refuses nothing."""
 
     def __init__(self, path: Path, about: dict[str, Any], *, restart: bool = False) -> None:
         self.path = path
-        self._about = {"journal": _VERSION, **about}
+        self._about = about
         self._synced = time.monotonic()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self._file: IO[bytes] = os.fdopen(descriptor, "r+b")
@@ -90,16 +90,21 @@ class Journal:
         if not header.endswith(b"\n"):  # new, or killed while it was made
             self._file.seek(0)
             self._file.truncate()
-            self._file.write(json.dumps({**self._about, "restart": restart}).encode() + b"\n")
+            self._file.write(json.dumps({"journal": _VERSION, **self._about, "restart": restart}).encode() + b"\n")
             self._file.flush()
             return
         found = _header(header)
         if found is None:
             raise DataError(f"{self.path} is not a journal of score-file: move it away")
+        if found["journal"] != _VERSION:
+            raise DataError(
+                f"{self.path} was begun by another version of Beholder, which wrote down other settings: finish it "
+                "with that one, or score anew with --restart"
+            )
         for name, value in self._about.items():
-            if found.get(name) != value:
+            if found.get(name, value) != value:
                 raise DataError(
-                    f"{self.path} was begun with {name} {_short(found.get(name))}, this run has {_short(value)}: "
+                    f"{self.path} was begun with {name} {_short(found[name])}, this run has {_short(value)}: "
                     "two would mix in one file; finish it as it was begun, or score anew with --restart"
                 )
 

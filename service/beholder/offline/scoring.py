@@ -49,7 +49,7 @@ class Job:
 
 
 class Backend(Protocol):
-    """What scores. `about` decides the scores and stands in the journal; `fingerprint` is one of it."""
+    """What scores. `about` decides scores and refusals and stands in the journal; `fingerprint` is one of it."""
 
     @property
     def about(self) -> dict[str, Any]: ...
