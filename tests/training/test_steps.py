@@ -87,6 +87,17 @@ def test_split_sorts_by_length_and_keeps_the_budget(items: list[Item]) -> None:
     assert all(len(part) * max(item.length for item in part) <= budget for part in parts)
 
 
+def test_the_budget_is_the_proxys_too_where_it_has_more_tokens(tiny_base: Path, records: list[Record]) -> None:
+    """The blank image has more than the world's pictures."""
+    main, proxy = (Branch.from_base(str(tiny_base)) for _ in range(2))
+    proxy.blank_images = True
+    items = Collator(main, proxy)(list(enumerate(records[:4])))["items"]
+    longest = max(len(group.packed.token_ids) for item in items for group in item.proxy)
+    assert longest > max(item.length for item in items)
+    assert [len(part) for part in split(items, prompts=4, token_budget=4 * longest)] == [4]
+    assert [len(part) for part in split(items, prompts=4, token_budget=4 * longest - 1)] == [3, 1]
+
+
 def test_an_item_above_the_budget_stands_alone(items: list[Item]) -> None:
     assert [len(part) for part in split(items, prompts=4, token_budget=1)] == [1] * 6
 

@@ -12,7 +12,7 @@ import torch
 
 from beholder.errors import BeholderError
 from beholder.modeling.inputs import EncodedGroup
-from beholder_training.branch import Branch
+from beholder_training.branch import Branch, padded_tokens
 from beholder_training.data import Record
 
 PAIRS_A_PROMPT = 2**20  # more than any prompt has: pair ids are prompt * this + pair
@@ -35,17 +35,13 @@ class Item:
     keys: list[str]
 
     @property
-    def rows(self) -> int:
-        return len(self.main)
-
-    @property
     def sees_pictures(self) -> bool:
         """Whether either branch does."""
         return any(group.pictures for group in (*self.main, *self.proxy))
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row."""
+        """Tokens of the main branch's longest row."""
         return max(len(group.packed.token_ids) for group in self.main)
 
 
@@ -92,7 +88,7 @@ class Indexed(torch.utils.data.Dataset[tuple[int, Record]]):
 
 
 def split(items: Sequence[Item], prompts: int, token_budget: int = 0) -> list[list[Item]]:
-    """`items` in parts of at most `prompts` items and `token_budget` tokens with padding (0: no limit).
+    """`items` in parts of at most `prompts` items and `token_budget` tokens with padding (0: no limit) of each branch.
 
     One part keeps their order. In several, those of like length stand together, so that little is padded, and the
     longest come first, so that memory that does not suffice shows at once. An item above the budget is a part of its
@@ -135,7 +131,9 @@ def without_pairs(item: Item) -> Item:
 
 
 def _tokens(items: Sequence[Item]) -> int:
-    return max(item.length for item in items) * sum(item.rows for item in items)
+    """Of the branch that has more: a proxy's blank images may take more than the pictures, or its base may."""
+    branches = [item.main for item in items], [item.proxy for item in items]
+    return max(padded_tokens([group for groups in branch for group in groups]) for branch in branches)
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ class Branch:
         rows: list[EncodedGroup] = []
         for record in records:
             more = self.encode(record)
-            full = len(batch) == prompts or (self.token_budget and _padded_tokens([*rows, *more]) > self.token_budget)
+            full = len(batch) == prompts or (self.token_budget and padded_tokens([*rows, *more]) > self.token_budget)
             if batch and full:
                 yield batch, rows
                 batch, rows = [], []
@@ -150,8 +150,9 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def _padded_tokens(rows: Sequence[EncodedGroup]) -> int:
-    return len(rows) * max(len(group.packed.token_ids) for group in rows)
+def padded_tokens(rows: Sequence[EncodedGroup]) -> int:
+    """Of a forward of these rows, as long as the longest."""
+    return len(rows) * max((len(group.packed.token_ids) for group in rows), default=0)
 
 
 BASE_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")

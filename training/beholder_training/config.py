@@ -37,8 +37,8 @@ class TrainingConfig:
         left of the data.
     batch_prompts: prompts in a forward on each process, and accumulation: forwards in an optimiser step; all pairs of a
         prompt are loss terms, and the loss is a mean over all pairs of the step.
-    token_budget: tokens of a forward, padding included; splits it further than batch_prompts does. 0: no limit. Both
-        also bound the forwards of evaluation and calibration after the last step.
+    token_budget: tokens of a forward of either branch, padding included; splits it further than batch_prompts does.
+        0: no limit. Both also bound the forwards of evaluation and calibration after the last step.
     packed: all responses of a prompt in one sequence. Where the probe at the start finds that the model's rewards
         differ from those of separate sequences, they are padded instead.
     image_options: settings of the base's image processor to change, such as max_patches; the checkpoint keeps them.

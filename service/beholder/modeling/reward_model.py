@@ -163,8 +163,8 @@ def prepare_backbone(backbone: Any) -> None:
 
 
 def keep_float32_exact() -> None:
-    """For the whole process: float32 convolutions are computed in float32. cuDNN would round their inputs to TF32, which
-    torch's matrix products leave off of themselves."""
+    """For the whole process: cuDNN would round the inputs of float32 convolutions to TF32. torch's matrix products do
+    not round theirs unless they are told to."""
     torch.backends.cudnn.allow_tf32 = False
 
 
