@@ -59,7 +59,9 @@ class Metrics:
             "beholder_prompt_tokens", "Tokens of scored prompts, images expanded.", registry=registry
         )
         self.cached_tokens = Counter(
-            "beholder_cached_tokens", "Prompt tokens that the prefix cache spared.", registry=registry
+            "beholder_cached_tokens",
+            "Prompt tokens that were spared: by a prefix that was cached or shared, or whole by the score cache.",
+            registry=registry,
         )
         self.computed_tokens = Counter(
             "beholder_computed_tokens", "Prompt tokens that were computed.", registry=registry

@@ -60,6 +60,24 @@ async def test_a_request_moves_every_metric_of_its_way(
 
 
 @pytest.mark.anyio
+async def test_tokens_are_computed_or_spared_also_by_the_score_cache(serve: Serve) -> None:
+    body = {"prompt": "p", "responses": ["one", "two", "one"]}
+    async with serve(score_cache_bytes=2**20) as client:
+        texts = [(await client.get("/metrics")).text]
+        for _ in range(2):
+            tokens = (await client.post("/rank", json=body)).json()["usage"]["prompt_tokens"]
+            texts.append((await client.get("/metrics")).text)
+    sent, computed, spared = (
+        [values(text)[f"beholder_{kind}_tokens_total", ""] for text in texts]
+        for kind in ("prompt", "computed", "cached")
+    )
+    assert [spared[2] - spared[1], computed[2] - computed[1]] == [tokens, 0]
+    assert [a + b for a, b in zip(computed, spared, strict=True)] == sent
+    assert "or whole by the score cache" in texts[0]
+    assert "whose score the score cache knew" in DOCUMENT.read_text()
+
+
+@pytest.mark.anyio
 async def test_the_oldest_sample_ages_until_it_is_answered(serve: Serve, engine: StandInEngine) -> None:
     async with serve() as client:
         engine.gate.clear()
