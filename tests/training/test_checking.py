@@ -7,9 +7,11 @@ import pytest
 
 from beholder.errors import DataError
 from beholder.records.problems import KINDS, Problem
+from beholder_training.bases import make_base
 from beholder_training.checking import Examine, PictureCheck, check_files
 from beholder_training.cli import main
 from beholder_training.measuring import LengthCheck
+from tests.pictures import png
 from tests.training.hostile import BAD, PAIR, write_hostile
 
 
@@ -72,7 +74,32 @@ def test_check_data_measures_for_the_proxy(
     assert ("too-long: for the proxy: the conversation has" in capsys.readouterr().out) == (sees == "blank_image")
 
 
-@pytest.mark.parametrize("option", [["--max-length", "100"], ["--proxy-input", "text_only"], ["--proxy-base", "b"]])
+def test_check_data_measures_with_the_runs_image_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture three times as wide as high is three tiles and a thumbnail for InternVL, one tile where that is set."""
+    make_base(tmp_path / "base", "internvl")
+    (tmp_path / "wide.png").write_bytes(png(192, 64))
+    (tmp_path / "data.jsonl").write_text(json.dumps({**PAIR, "img_path": "wide.png"}) + "\n")
+    command = ["check-data", str(tmp_path / "data.jsonl"), "--base", str(tmp_path / "base"), "--max-length", "80"]
+    assert main(command) == 1
+    assert "too-long: the conversation has" in capsys.readouterr().out
+    assert main([*command, "--image-options", "max_patches=1"]) == 0
+    assert main([*command, "--image-options", "patches=1"]) == 1
+    assert "the image processor of this base has no setting 'patches'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("proxy", [[], ["--proxy-base"]])
+def test_a_proxy_on_a_base_of_its_own_has_its_own_images(proxy: list[str], world: Path, tmp_path: Path) -> None:
+    """Four tiles of the square blank image and a thumbnail, on the base that is the run's or another."""
+    make_base(tmp_path / "base", "internvl")
+    command = ["check-data", str(world / "length" / "train.jsonl"), "--base", str(tmp_path / "base")]
+    command += ["--max-length", "100", "--image-options", "max_patches=1", "--proxy-input", "blank_image"]
+    assert main([*command, *proxy, *[str(tmp_path / "base")] * len(proxy)]) == len(proxy)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--max-length", "100"], ["--image-options", "a=1"], ["--proxy-input", "text_only"], ["--proxy-base", "b"]],
+)
 def test_check_data_measures_for_a_base_alone(
     option: list[str], world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,8 @@ def _add_check_data(commands: Any) -> None:
     command.add_argument("--base", help="folder or hub name of the base: also find prompts that are too long for it")
     length = "with --base: tokens of a sequence, images included (4096)"
     command.add_argument("--max-length", type=int, help=length)
+    options = "with --base: the run's image_options, such as max_patches=6; values as in YAML"
+    command.add_argument("--image-options", nargs="+", action="extend", metavar="NAME=VALUE", help=options)
     proxy = "with --base: also find what is too long for a proxy that sees this"
     command.add_argument("--proxy-input", choices=["text_only", "blank_image"], help=proxy)
     command.add_argument("--proxy-base", help="folder or hub name of the proxy's base (default: --base)")
@@ -129,10 +131,10 @@ def _check_data(parsed: argparse.Namespace) -> None:
     from beholder.errors import DataError
     from beholder.records.problems import counts
     from beholder_training.checking import Examine, PictureCheck, check_files
-    from beholder_training.config import ProxyInput
+    from beholder_training.config import ProxyInput, read_assignments
     from beholder_training.data import ImagePlaces
 
-    for name in ("max_length", "proxy_input", "proxy_base"):
+    for name in ("max_length", "image_options", "proxy_input", "proxy_base"):
         if getattr(parsed, name) is not None and not parsed.base:
             raise DataError(f"--{name.replace('_', '-')} measures sequences for a base: give --base too")
     examine: list[Examine] = [PictureCheck()]
@@ -140,10 +142,12 @@ def _check_data(parsed: argparse.Namespace) -> None:
         from beholder_training.measuring import LengthCheck
 
         length = 4096 if parsed.max_length is None else parsed.max_length
-        examine.append(LengthCheck(parsed.base, length))
+        options = read_assignments(parsed.image_options or [])
+        examine.append(LengthCheck(parsed.base, length, image_options=options))
         if parsed.proxy_input or parsed.proxy_base:
             seen: ProxyInput = parsed.proxy_input or "text_only"
-            examine.append(LengthCheck(parsed.proxy_base or parsed.base, length, seen))
+            own = {} if parsed.proxy_base else options  # as in a run: image_options are those of its base
+            examine.append(LengthCheck(parsed.proxy_base or parsed.base, length, seen, own))
     checked = check_files(parsed.files, ImagePlaces(parsed.image_root, parsed.image_cache), examine)
     for problem in checked.problems:
         print(problem)

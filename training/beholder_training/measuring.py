@@ -1,5 +1,8 @@
 """Is a record within a base's length, with its images expanded? Needs the base's processor, not its weights."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from beholder.errors import BeholderError
 from beholder.images import blank_image, load_image_file
 from beholder.modeling.inputs import PromptEncoder
@@ -12,14 +15,21 @@ from beholder_training.data import Record
 class LengthCheck:
     """Renders and expands every response as training does. `base` is a folder or hub name.
 
-    proxy_input: measure what the proxy sees, instead of the images.
+    image_options: the run's. proxy_input: measure what the proxy sees, instead of the images. Raises CheckpointError.
     """
 
-    def __init__(self, base: str, max_length: int, proxy_input: ProxyInput | None = None) -> None:
+    def __init__(
+        self,
+        base: str,
+        max_length: int,
+        proxy_input: ProxyInput | None = None,
+        image_options: Mapping[str, Any] | None = None,
+    ) -> None:
         folder = resolve_base(base)
         self._proxy_input = proxy_input
         self._renderer = PromptRenderer.from_folder(folder)
         self._encoder = PromptEncoder.from_folder(folder, self._renderer.image_token_id, max_length)
+        self._encoder.set_image_options(image_options or {})
 
     def __call__(self, record: Record) -> None:
         """Raises PromptTooLong, InvalidText, ImageError."""
