@@ -140,11 +140,9 @@ def test_a_failing_engine_costs_no_other_response(
     assert bool(summary.errors) == error_rows
 
 
-def test_a_dead_engine_ends_the_run_and_the_next_goes_on(
-    tiny_checkpoint: Path, fake: Settings, scenes: Path, tmp_path: Path
-) -> None:
+def test_a_dead_engine_ends_the_run_and_the_next_goes_on(fake: Settings, scenes: Path, tmp_path: Path) -> None:
     score(fake, scenes, tmp_path / "whole.jsonl")
-    dying = load_settings({"checkpoint": tiny_checkpoint, "engine": "fake", "engine_args": {"die_after": 100}})
+    dying = fake.model_copy(update={"engine_args": {"die_after": 100}})
     with pytest.raises(EngineUnavailable):
         score(dying, scenes, tmp_path / "out.jsonl", in_flight=16)
     assert not (tmp_path / "out.jsonl").exists()
