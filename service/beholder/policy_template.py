@@ -11,7 +11,7 @@ the whole alone (LLaMA-Factory), a response that forges turns may be read as tur
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -22,6 +22,16 @@ from beholder.prompts import Role
 PLAIN: Final = "plain"
 NAMES: Final = {"chatml": "", "llama-3": "<|begin_of_text|>", "gemma": "<bos>", "mistral": "<s>"}
 """The templates that come with the service, and how their strings begin."""
+ENDS: Final = {
+    "chatml": ("<|im_end|>", "<|endoftext|>"),
+    "llama-3": ("<|eot_id|>", "<|end_of_text|>"),
+    "gemma": ("<end_of_turn>", "<eos>"),
+    "mistral": ("</s>",),
+}
+"""What a policy of each may end its response with: the end of the turn, or that of all text."""
+NO_THOUGHTS: Final = "<think>\n\n</think>\n\n"
+THOUGHTS: Final = (NO_THOUGHTS, "<think>\n")
+"""What templates of thinking models (Qwen3's) put behind the generation prompt: no thoughts, or where they begin."""
 MAX_QUESTIONS: Final = 256
 """User turns of a string."""
 _SENTINEL: Final = "\ue0f2"
@@ -36,11 +46,19 @@ Texts = tuple[tuple[Role, str], ...]
 class PolicyTemplate:
     """One chat template, of which `prompt` and `exchange` read strings.
 
-    `source` is Jinja; bos_token and eos_token are empty in it unless they are given.
+    `source` is Jinja; bos_token and eos_token are empty in it unless they are given. `ends` are what a response may
+    end with beside the template's own end of a turn and eos_token.
     Raises ConfigurationError when it cannot be read back.
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "", name: str = "the template") -> None:
+    def __init__(
+        self,
+        source: str,
+        bos_token: str = "",
+        eos_token: str = "",
+        name: str = "the template",
+        ends: Sequence[str] = (),
+    ) -> None:
         self._template = _compile(source, name)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._as_parts = False
@@ -53,37 +71,58 @@ class PolicyTemplate:
                 self._begin, self._lead, self._end = self._probe()
             except _Unreadable as error:
                 raise ConfigurationError(f"policy_template: {name}: {error}") from None
+        self._ends = tuple(filter(None, (self._end, self._end.rstrip(), *ends, eos_token)))
+
+    @cached_property
+    def image_place(self) -> str:
+        """What the template writes in place of an image; empty where it writes nothing."""
+        text = {"type": "text", "text": _SENTINEL}
+        try:
+            without, with_one = (
+                self._render_messages([{"role": "user", "content": content}], generation=False).partition(_SENTINEL)
+                for content in ([text], [{"type": "image"}, text])
+            )
+        except _Unreadable:
+            return ""
+        before = without[0].rstrip()
+        shown = without[1] and with_one[1] and with_one[0].startswith(before)
+        return with_one[0].removeprefix(before).strip() if shown else ""
 
     def prompt(self, text: str) -> Texts:
-        """The conversation of a string that ends where the response begins. Raises TemplateMismatch."""
-        if (found := self._find(self._with_bos(text))) is None:
+        """The conversation of a string that ends where the response begins. Raises TemplateMismatch.
+
+        Where it begins thoughts, the response goes on with them, and is what the policy wrote all the same.
+        """
+        text = self._with_bos(text)
+        found = self._find(text)
+        for opening in THOUGHTS:
+            if found is None and text.endswith(opening):
+                found = self._find(text.removesuffix(opening))
+        if found is None:
             raise TemplateMismatch(_MISMATCH)
         return found[0]
 
     def response(self, text: str) -> str:
-        """What the policy wrote, without the template's end of the turn, once, at the very end."""
-        text = text.removeprefix(self._lead)
-        for end in (self._end, self._end.rstrip()):
-            if end and text.endswith(end):
-                return text.removesuffix(end)
-        return text
+        """What the policy wrote, without an end of the turn or of all text, once, at the very end."""
+        return self._cut(text.removeprefix(self._lead))
 
     def exchange(self, text: str) -> tuple[Texts, str]:
         """The conversation and the response of a string that has both. Raises TemplateMismatch.
 
         Either the template rendered the response too (verl), or the policy wrote it after the prompt (LLaMA-Factory);
         a template may do the two differently. Then the reading that finds fewer questions has taken turns for text.
+        Before the response an empty block of thoughts is the prompt's; any other was written by the policy, or may be.
         """
         text = self._with_bos(text)
         rendered = self._find(self._closed(text), answered=True)
         written = self._find(text, open_end=True)
         if rendered and (not written or _questions(rendered[0]) >= _questions(written[0])):
             texts, _ = rendered
-            return texts[:-1], texts[-1][1]
+            return texts[:-1], texts[-1][1].removeprefix(NO_THOUGHTS)
         if not written:
             raise TemplateMismatch(_MISMATCH)
         texts, position = written
-        return texts, self.response(text[position:])
+        return texts, self.response(text[position:]).removeprefix(NO_THOUGHTS)
 
     def _with_bos(self, text: str) -> str:
         """Trainers leave it out where the tokenizer puts it."""
@@ -92,10 +131,11 @@ class PolicyTemplate:
 
     def _closed(self, text: str) -> str:
         """With the whole end of the last turn: generation stops in it, or before it at the length limit."""
-        for end in (self._end, self._end.rstrip()):
-            if end and text.endswith(end):
-                return text.removesuffix(end) + self._end
-        return text + self._end
+        return self._cut(text) + self._end
+
+    def _cut(self, text: str) -> str:
+        end = next(filter(text.endswith, self._ends), "")
+        return text.removesuffix(end)
 
     def _find(self, text: str, *, answered: bool = False, open_end: bool = False) -> tuple[Texts, int] | None:
         """The conversation with the most turns that renders to `text`, up to the position that is returned too.
@@ -160,10 +200,15 @@ class PolicyTemplate:
     def _render(self, conversation: Sequence[tuple[Role, str]]) -> str:
         """With the generation prompt where the user has the last word."""
         generation = conversation[-1][0] == "user"
-        messages: list[dict[str, Any]] = [
-            {"role": role, "content": [{"type": "text", "text": text}] if self._as_parts else text}
-            for role, text in conversation
-        ]
+        return self._render_messages(
+            [
+                {"role": role, "content": [{"type": "text", "text": text}] if self._as_parts else text}
+                for role, text in conversation
+            ],
+            generation=generation,
+        )
+
+    def _render_messages(self, messages: list[dict[str, Any]], *, generation: bool) -> str:
         try:
             return str(self._template.render(messages=messages, add_generation_prompt=generation, **self._tokens))
         except Exception as error:
@@ -176,6 +221,10 @@ class PlainTemplate(PolicyTemplate):
 
     def __init__(self) -> None:
         pass
+
+    @cached_property
+    def image_place(self) -> str:
+        return ""
 
     def prompt(self, text: str) -> Texts:
         return (("user", text),)
@@ -192,7 +241,8 @@ def open_template(name: str) -> PolicyTemplate:
     if name == PLAIN:
         return PlainTemplate()
     if name in NAMES:
-        return PolicyTemplate((files("beholder") / "templates" / f"{name}.jinja").read_text(), NAMES[name], name=name)
+        source = (files("beholder") / "templates" / f"{name}.jinja").read_text()
+        return PolicyTemplate(source, NAMES[name], name=name, ends=ENDS[name])
     try:
         return PolicyTemplate(Path(name).read_text(), name=name)
     except OSError as error:
@@ -230,13 +280,26 @@ def _questions(texts: Texts) -> int:
 def _compile(source: str, name: str) -> Any:
     """As transformers does it."""
     from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    class Generation(Extension):
+        """{% generation %}, which training marks an answer with."""
+
+        tags = {"generation"}  # noqa: RUF012 (what jinja reads)
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
     environment.globals["raise_exception"] = raise_exception
     try:
         return environment.from_string(source)

@@ -91,13 +91,13 @@ async def slime(
 
 def exchanges(model: Model, templates: Sequence[PolicyTemplate], texts: Sequence[str], field: str) -> list[Sample]:
     """Samples of strings with prompt and response, each in the first of the templates that it renders in."""
-    samples = []
+    samples, image_places = [], _image_places(model, templates)
     for index, text in enumerate(texts):
         place = f"{field}[{index}]"
         try:
             _require_possible(model, text)
             conversation, response = _exchange(templates, text)
-            turns, sources = markers.conversation(conversation, model.settings.max_images)
+            turns, sources = markers.conversation(conversation, model.settings.max_images, image_places)
         except InvalidRequest as error:
             raise error.at(place) from None
         samples.append(Sample(turns, sources, response, place))
@@ -122,15 +122,21 @@ def _openrlhf_samples(model: Model, policy: PolicyTemplate, body: OpenRLHFReques
 def _samples(
     model: Model, prompts: Sequence[str], responses: Sequence[str], policy: PolicyTemplate, place: str
 ) -> list[Sample]:
-    samples = []
+    samples, image_places = [], _image_places(model, [policy])
     for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
             _require_possible(model, prompt)
-            turns, sources = markers.conversation(policy.prompt(prompt), model.settings.max_images)
+            turns, sources = markers.conversation(policy.prompt(prompt), model.settings.max_images, image_places)
         except InvalidRequest as error:
             raise error.at(place.format(index)) from None
         samples.append(Sample(turns, sources, policy.response(response), place.format(index)))
     return samples
+
+
+def _image_places(model: Model, templates: Sequence[PolicyTemplate]) -> set[str]:
+    """What the model's own template and these write for an image."""
+    own = [model.own_template] if model.own_template else []
+    return {template.image_place for template in (*own, *templates)} - {""}
 
 
 def _require_possible(model: Model, text: str) -> None:
