@@ -160,9 +160,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _stripe_to_rgb(stripe: Image.Image) -> Image.Image:
     if stripe.mode in _SIXTEEN_BIT:
-        stripe = stripe.point(lambda value: value / 256).convert("L")
+        stripe = _to_eight_bits(stripe)
     if stripe.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in stripe.info:
         rgba = stripe.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         stripe = Image.alpha_composite(white, rgba)
     return stripe.convert("RGB")
+
+
+def _to_eight_bits(deep: Image.Image) -> Image.Image:
+    """Grey in mode L, or LA where the file has a transparent value: one of 16 bits, which scaled pixels do not tell."""
+    grey = deep.point(lambda value: value / 256).convert("L")
+    key = grey.info.pop("transparency", None)
+    if key is None:
+        return grey
+    alpha = deep.convert("I").point([255 * (value != key) for value in range(2**16)], "L")
+    return Image.merge("LA", (grey, alpha))

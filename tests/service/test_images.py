@@ -77,6 +77,18 @@ def test_every_kind_of_pixel_becomes_rgb(data: bytes, expected: tuple[int, int, 
     assert pixel(data) == pytest.approx(expected, abs=2)
 
 
+@pytest.mark.parametrize("key", [1000, 3, 0, 65_535])
+def test_of_16_bits_what_equals_the_key_is_transparent(key: int) -> None:
+    """3 is what 1000 is scaled to; its neighbours are scaled alike."""
+    values = [1000, 1001, 999, 3, 0, 255, 65_535, 65_534]
+    image = Image.new("I;16", (len(values), 1))
+    for place, value in enumerate(values):
+        image.putpixel((place, 0), value)
+    pixels = load_image(encode(image, "PNG", transparency=key)).pixels
+    greys = [255 if value == key else value // 256 for value in values]
+    assert [pixels.getpixel((place, 0)) for place in range(len(values))] == [(grey,) * 3 for grey in greys]
+
+
 def test_a_turned_photograph_is_turned_back() -> None:
     image = Image.new("RGB", (40, 20), RED)
     image.paste((0, 0, 255), (0, 0, 20, 20))
@@ -92,7 +104,11 @@ def whole_to_rgb(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         upright = ImageOps.exif_transpose(image)
     if upright.mode == "I;16":
+        key = upright.info.pop("transparency", None)
+        alpha = Image.new("L", upright.size)
+        alpha.putdata([255 * (value != key) for value in upright.get_flattened_data()])
         upright = upright.point(lambda value: value / 256).convert("L")
+        upright.putalpha(alpha)
     if upright.has_transparency_data:
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     return upright.convert("RGB")
@@ -115,6 +131,7 @@ def pictures() -> dict[str, bytes]:
     files["palette"] = encode(palette, "PNG", exif=exif)
     files["palette with alpha"] = encode(palette, "PNG", transparency=bytes(range(0, 256, 4)))
     files["key"] = encode(colours, "PNG", transparency=colours.getpixel((3, 3)))
+    files["deep key"] = encode(deep, "PNG", transparency=999, exif=exif)
     files["JPEG"] = encode(colours, "JPEG", exif=exif)
     files["CMYK"] = encode(colours.convert("CMYK"), "JPEG", exif=exif)
     files["WEBP"] = encode(clear, "WEBP", exif=exif)
