@@ -7,6 +7,7 @@ Both stores may be called from any thread.
 
 import errno
 import fcntl
+import hashlib
 import os
 import tempfile
 import threading
@@ -25,7 +26,10 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class ImageStore(Protocol):
     """`put` returns whether the image is new and raises ImageStoreFull; `get` is None for what is not (or no longer)
-    there, for which `holds` is False. All raise ImageStoreUnavailable."""
+    there, for which `holds` is False. All raise ImageStoreUnavailable. One that is `in_memory` waits for no disk."""
+
+    @property
+    def in_memory(self) -> bool: ...
 
     def put(self, sha256: str, data: bytes) -> bool: ...
 
@@ -41,6 +45,8 @@ def open_store(folder: Path | None, max_bytes: int, ttl_s: float) -> ImageStore:
 
 class MemoryStore:
     """A dictionary in the order of the images' age."""
+
+    in_memory = True
 
     def __init__(self, max_bytes: int, ttl_s: float) -> None:
         self._max_bytes = max_bytes
@@ -87,8 +93,11 @@ class FolderStore:
     """One file an image; its modification time is when it was last sent.
 
     Writers take a lock on a file of the folder, under which the number of stored bytes is kept in that file, so that
-    replicas together keep to the limit. Files appear whole, by renaming; readers need no lock.
+    replicas together keep to the limit. Files appear whole, by renaming; readers need no lock. A power cut may leave
+    damaged ones all the same: what is found so is removed or written again, and counts as stored until the next sweep.
     """
+
+    in_memory = False
 
     def __init__(self, folder: Path, max_bytes: int, ttl_s: float) -> None:
         self._folder = folder
@@ -114,17 +123,32 @@ class FolderStore:
         path = self._path(sha256)
         with _reporting():
             try:
-                return path.read_bytes() if self._alive(path) else None
+                if not self._alive(path):
+                    return None
+                data = path.read_bytes()
+                # Others write to the folder too; wrong bytes would be scored under this hash.
+                if hashlib.sha256(data).hexdigest() == sha256:
+                    return data
+                self._remove_damaged(path)
             except FileNotFoundError:
-                return None
+                pass
+            return None
+
+    def _remove_damaged(self, path: Path) -> None:
+        """Unless it was written again meanwhile."""
+        with self._usage():
+            if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
+                path.unlink()
 
     def _put(self, path: Path, data: bytes) -> bool:
         with self._usage() as usage:
             if time.monotonic() >= self._next_sweep:
                 usage.bytes = self._sweep()
             if self._alive(path):
-                os.utime(path)
-                return False
+                if path.stat().st_size == len(data):
+                    os.utime(path)
+                    return False
+                path.unlink()  # damaged
             if usage.bytes + len(data) > self._max_bytes:
                 usage.bytes = self._sweep()
             if usage.bytes + len(data) > self._max_bytes:

@@ -150,6 +150,49 @@ def test_a_folder_that_became_a_file_is_unavailable(tmp_path: Path) -> None:
             ask(name(b"x"))
 
 
+def damage(folder: Path, data: bytes, found: bytes) -> None:
+    """What a power cut may leave of a file that was renamed before its bytes were on the disk."""
+    (folder / name(data)[:2] / name(data)).write_bytes(found)
+
+
+@pytest.mark.parametrize("found", [b"", b"xxx", bytes(6), b"x" * 9])
+def test_a_damaged_file_is_no_image_and_can_be_sent_again(tmp_path: Path, found: bytes) -> None:
+    store, data = FolderStore(tmp_path, 10, 60), b"x" * 6
+    store.put(name(data), data)
+    damage(tmp_path, data, found)
+    assert store.get(name(data)) is None
+    assert not store.holds(name(data))
+    assert store.put(name(data), data)
+    assert store.get(name(data)) == data
+
+
+@pytest.mark.parametrize("found", [b"", b"x" * 9])
+def test_a_damaged_file_is_written_again_before_it_is_read(tmp_path: Path, found: bytes) -> None:
+    store, data = FolderStore(tmp_path, 10, 60), b"x" * 6
+    store.put(name(data), data)
+    damage(tmp_path, data, found)
+    assert store.put(name(data), data)
+    assert store.get(name(data)) == data
+    assert store.put(name(b"y" * 4), b"y" * 4), "what was damaged takes no room"
+
+
+def test_what_was_written_again_during_a_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, data = FolderStore(tmp_path, 10, 60), b"x" * 6
+    store.put(name(data), data)
+    damage(tmp_path, data, b"")
+    read = Path.read_bytes
+
+    def read_then_write(path: Path) -> bytes:
+        found = read(path)
+        if not found:
+            FolderStore(tmp_path, 10, 60).put(name(data), data)
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", read_then_write)
+    store.get(name(data))
+    assert store.get(name(data)) == data
+
+
 def test_files_are_whole_when_they_appear(tmp_path: Path) -> None:
     store = FolderStore(tmp_path, 10**8, 60)
     data = os.urandom(10**6)
