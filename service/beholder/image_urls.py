@@ -10,7 +10,9 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
@@ -26,6 +28,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port -> addresses."""
 
+Admit = Callable[[int], None]
+"""Called with a number of bytes before they are kept; raises when there is no room for them."""
+
+_RESOLVING: Final = ThreadPoolExecutor(8, "resolve")
+"""Lookups cannot be interrupted: where a name server hangs, they must not hold the threads that decode images. Those
+still under way when the process ends are left behind like its other threads (cli.py)."""
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _NOT_PUBLIC: Final = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32")))
 """What Python takes for global, in some versions or in all: special addresses of the IETF, of which 192.0.0.192 is
@@ -56,7 +64,7 @@ class _Target:
 async def resolve(host: str, port: int) -> Sequence[str]:
     """All addresses of a name."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await loop.run_in_executor(_RESOLVING, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
     return [str(item[4][0]) for item in found]
 
 
@@ -126,25 +134,31 @@ class UrlFetcher:
         self._resolve = resolve
         self._is_public = is_public
         self._transport = transport
+        self._tls = httpx.create_ssl_context(trust_env=False)  # once: reading the authorities takes 20 ms
 
-    async def fetch(self, url: str) -> bytes:
-        """The bytes. Raises ImageUrlRefused, ImageUrlFailed, ImageTooLarge."""
+    async def fetch(self, url: str, admit: Admit = lambda count: None) -> bytes:
+        """The bytes, for which `admit` is called as they come. Raises ImageUrlRefused, ImageUrlFailed, ImageTooLarge,
+        and what `admit` raises."""
         try:
             async with asyncio.timeout(self._policy.timeout_s):
-                return await self._follow(url)
+                return await self._follow(url, admit)
         except TimeoutError:
             raise ImageUrlFailed(f"the image's URL was not read within {self._policy.timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             raise ImageUrlFailed(f"the image's URL cannot be read ({type(error).__name__})") from None
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, admit: Admit) -> bytes:
         for _ in range(self._policy.max_redirects + 1):
             target = await self._check(url)
             # A new client each time: nothing is carried over, neither cookies nor a connection to another address.
             async with httpx.AsyncClient(
-                transport=self._transport, trust_env=False, follow_redirects=False, timeout=self._policy.timeout_s
+                verify=self._tls,
+                transport=self._transport,
+                trust_env=False,
+                follow_redirects=False,
+                timeout=self._policy.timeout_s,
             ) as client:
-                answer = await self._ask(client, target)
+                answer = await self._ask(client, target, admit)
                 if isinstance(answer, bytes):
                     return answer
                 url = _redirected(url, answer)
@@ -188,7 +202,7 @@ class UrlFetcher:
             for name in self._hosts
         )
 
-    async def _ask(self, client: httpx.AsyncClient, target: _Target) -> bytes | str:
+    async def _ask(self, client: httpx.AsyncClient, target: _Target, admit: Admit) -> bytes | str:
         """The body, or where it redirects to. The connection goes to the address; the name is for TLS and the host."""
         request = client.build_request(
             "GET",
@@ -202,11 +216,11 @@ class UrlFetcher:
                 return str(response.headers["location"])
             if response.status_code != httpx.codes.OK:
                 raise ImageUrlFailed(f"the image's URL answered {response.status_code}")
-            return await self._read(response)
+            return await self._read(response, admit)
         finally:
             await response.aclose()
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: httpx.Response, admit: Admit) -> bytes:
         refusal = f"the image is larger than {self._policy.max_bytes} bytes: link a smaller one"
         if response.headers.get("content-encoding", "identity") != "identity":
             raise ImageUrlFailed("the image's host compresses what was asked for uncompressed")
@@ -214,7 +228,8 @@ class UrlFetcher:
             raise ImageTooLarge(refusal)
         data = bytearray()
         async for chunk in response.aiter_raw():
-            data += chunk
-            if len(data) > self._policy.max_bytes:
+            if len(data) + len(chunk) > self._policy.max_bytes:
                 raise ImageTooLarge(refusal)
+            admit(len(chunk))
+            data += chunk
         return bytes(data)

@@ -2,13 +2,23 @@
 
 import asyncio
 import gzip
+import socket
+import ssl
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import httpx
 import pytest
 
 from beholder import image_urls
-from beholder.errors import ConfigurationError, ImageError, ImageTooLarge, ImageUrlFailed, ImageUrlRefused
+from beholder.errors import (
+    ConfigurationError,
+    ImageError,
+    ImageTooLarge,
+    ImageUrlFailed,
+    ImageUrlRefused,
+    Overloaded,
+)
 from beholder.image_urls import UrlFetcher, UrlPolicy, is_public
 from tests.pictures import png
 
@@ -269,6 +279,47 @@ async def test_a_name_server_that_does_not_answer_is_given_up() -> None:
     fetcher = UrlFetcher(POLICY, resolve, transport=httpx.MockTransport(Web().handle))
     with pytest.raises(ImageUrlFailed, match=r"within 0\.5 s"):
         await fetcher.fetch("https://images.example.com/")
+
+
+async def test_name_servers_that_hang_hold_no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait() and [])
+    fetcher = UrlFetcher(POLICY)
+    fetches = [asyncio.ensure_future(fetcher.fetch("https://images.example.com/")) for _ in range(40)]
+    try:
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "decoded"), POLICY.timeout_s / 2) == "decoded"
+        errors = await asyncio.gather(*fetches, return_exceptions=True)
+    finally:
+        over.set()
+    assert {type(error) for error in errors} == {ImageUrlFailed}
+
+
+async def test_addresses_are_found() -> None:
+    assert await image_urls.resolve("127.0.0.1", 80) == ["127.0.0.1"]
+
+
+async def test_authorities_are_read_once(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.addresses["images.example.com"] = [["127.0.0.1"]]
+    monkeypatch.setitem(image_urls.PORTS, "https", 1)  # nobody listens there
+    fetcher = UrlFetcher(POLICY, web.resolve, is_public=lambda address: True)
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda *_, **__: pytest.fail("read again"))
+    with pytest.raises(ImageUrlFailed, match="ConnectError"):
+        await fetcher.fetch("https://images.example.com:1/")
+
+
+async def test_bytes_are_admitted_before_they_are_kept(web: Web) -> None:
+    web.pages["/"] = lambda: httpx.Response(200, content=endless())
+    admitted: list[int] = []
+
+    def admit(count: int) -> None:
+        if sum(admitted) + count > 30_000:
+            raise Overloaded("no room")
+        admitted.append(count)
+
+    with pytest.raises(Overloaded):
+        await web.fetcher().fetch("https://images.example.com/", admit)
+    assert sum(admitted) == 30_000
 
 
 async def test_errors_do_not_tell_what_is_inside(web: Web) -> None:
