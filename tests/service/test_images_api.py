@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import httpx
 import pytest
 from PIL import Image
 
+from beholder import image_sources
 from beholder.checkpoint import Checkpoint
+from beholder.image_sources import QUICK_CHARACTERS
+from beholder.image_store import FolderStore
+from beholder.images import ImageLimits, decode_base64
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
-from tests.pictures import png
+from tests.pictures import encode, png
 from tests.service.stand_in import Serve, StandInEngine, serving
 from tests.service.test_http import assert_problem
 
@@ -158,6 +163,48 @@ async def test_a_shared_folder_outlives_the_service_and_is_not_trusted(
     (tmp_path / NAME[:2] / NAME).write_bytes(png(colour=(9, 9, 9)))
     async with serving(shared, engine, checkpoint, renderer) as client:
         assert_problem(await client.post("/rank", json=body), 422, "image-unknown")
+        assert (await client.put(f"/images/{NAME}", content=PICTURE)).status_code == 201
+        assert (await client.post("/rank", json=body)).status_code == 200
+
+
+async def test_the_event_loop_waits_for_no_folder(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    alive = FolderStore._alive
+
+    def spy(self: FolderStore, path: Path) -> bool:
+        threads.append(threading.get_ident())
+        return alive(self, path)
+
+    monkeypatch.setattr(FolderStore, "_alive", spy)
+    async with serve(image_store=tmp_path) as client:
+        await client.put(f"/images/{NAME}", content=PICTURE)
+        for _ in range(2):  # the second time it is decoded already
+            response = await client.post("/rank", json={**QUESTION, "images": [{"sha256": NAME}]})
+            assert response.status_code == 200
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+async def test_the_event_loop_hashes_little_of_a_request(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+
+    def spy(text: str, limits: ImageLimits) -> bytes:
+        if threading.current_thread() is threading.main_thread():
+            hashed.append(len(text))
+        return decode_base64(text, limits)
+
+    monkeypatch.setattr(image_sources, "decode_base64", spy)
+    noise = [Image.effect_noise((200, 150), 90 + number) for number in range(8)]
+    images = [base64.b64encode(encode(picture, "PNG")).decode() for picture in noise]
+    assert max(map(len, images)) < QUICK_CHARACTERS / 2
+    assert sum(map(len, images)) > QUICK_CHARACTERS
+    async with serve(max_images=8) as client:
+        for _ in range(2):
+            hashed.clear()
+            assert (await client.post("/rank", json={**QUESTION, "images": images})).status_code == 200
+    assert 0 < sum(hashed) <= QUICK_CHARACTERS
 
 
 async def test_too_many_images_are_refused_before_they_are_decoded(client: httpx.AsyncClient) -> None:

@@ -1,5 +1,6 @@
 """Links to images through HTTP: off by default, scored as the image itself where hosts are allowed."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from beholder.image_urls import UrlFetcher, UrlPolicy
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
 from tests.pictures import png
-from tests.service.stand_in import StandInEngine, serving
+from tests.service.stand_in import StandInEngine, serving, until
 from tests.service.test_http import assert_problem
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +44,8 @@ async def client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[httpx.AsyncClient]:
     monkeypatch.setattr(wiring, "UrlFetcher", fetcher)
-    allowed = settings.model_copy(update={"image_url_hosts": ("*.example.com",), "max_body_bytes": 3 * len(PICTURE)})
+    limits = {"max_body_bytes": 3 * len(PICTURE), "max_body_bytes_in_flight": 4 * len(PICTURE)}
+    allowed = settings.model_copy(update={"image_url_hosts": ("*.example.com",), **limits})
     async with serving(allowed, engine, checkpoint, renderer) as client:
         yield client
 
@@ -79,6 +81,24 @@ async def test_a_chat_may_have_links(client: httpx.AsyncClient) -> None:
 async def test_refusals_name_the_place(client: httpx.AsyncClient, url: str, status: int, code: str) -> None:
     problem = assert_problem(await client.post("/score", json=body({"url": url})), status, code)
     assert problem["detail"].startswith("images[0]: ")
+
+
+async def test_what_links_lead_to_is_bounded_for_all_requests_together(
+    client: httpx.AsyncClient, engine: StandInEngine
+) -> None:
+    engine.gate.clear()
+    first = asyncio.ensure_future(client.post("/score", json=body({"url": f"{URL}?1"}, {"url": f"{URL}?2"})))
+    await until(lambda: engine.active)
+    links = [{"url": f"{URL}?{number}"} for number in range(3)]
+    try:
+        response = await asyncio.wait_for(client.post("/score", json=body(*links)), 10)
+    finally:
+        engine.gate.set()
+    assert "links" in assert_problem(response, 503, "overloaded")["detail"]
+    assert "retry-after" in response.headers
+    assert (await first).status_code == 200
+    for _ in range(3):  # nothing stays counted, neither of what was scored nor of what was refused
+        assert (await client.post("/score", json=body(*links))).status_code == 200
 
 
 async def test_what_links_lead_to_is_bounded_for_a_request(client: httpx.AsyncClient) -> None:
