@@ -130,7 +130,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
     """Of one request."""
     max_body_bytes_in_flight: int = Field(default=2 * 2**30, ge=1)
-    """Of all requests together; more are refused with `overloaded`."""
+    """Of all requests together, and as many again of what their image URLs lead to; more are refused with
+    `overloaded`."""
     body_timeout_s: float = Field(default=60, gt=0)
     """For a body, from the headers on; for what an answer left unread; for a client to take more of an answer."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)
