@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from beholder import examples
 from beholder.image_sources import ImageSource, Inline, Link, Stored
@@ -77,7 +77,17 @@ class ImagePart(_Strict):
         return IMAGE
 
 
-ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+def _refuse_image_url(value: Any) -> Any:
+    """Clients of OpenAI's API send it, and are told what stands in its place."""
+    if isinstance(value, dict) and value.get("type") == "image_url":
+        raise ValueError(
+            'put {"type": "image"} here, and what `image_url` has as `url` into `images`:'
+            ' a data URL as it is, a link as {"url": ...}'
+        )
+    return value
+
+
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type"), BeforeValidator(_refuse_image_url)]
 
 
 _Parts = Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS)]

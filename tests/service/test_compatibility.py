@@ -241,6 +241,21 @@ async def test_refusals_hold_neither_scores_nor_rewards(
     assert_problem(await client.post(path, json=body), 422, code)
 
 
+@pytest.mark.parametrize("path", ["/score", "/rank", "/score of several"])
+async def test_who_sends_openais_image_part_is_told_where_the_image_goes(client: httpx.AsyncClient, path: str) -> None:
+    url = "data:image/png;base64,AAAA"
+    parts = [{"type": "text", "text": "Which?"}, {"type": "image_url", "image_url": {"url": url, "detail": "low"}}]
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": parts}]}
+    body |= {"responses": ["Red."]} if path == "/rank" else {"response": "Red."}
+    place = "messages.0.content.parts.1"
+    if path == "/score of several":
+        path, body, place = "/score", {"items": [body]}, f"items.0.{place}"
+    problem = assert_problem(await client.post(path, json=body), 422, "invalid-request")
+    assert [fault["at"] for fault in problem["errors"]] == [place]
+    for cure in ('{"type": "image"}', "`images`", '{"url": ...}'):
+        assert cure in problem["detail"]
+
+
 def test_strings_with_more_turns_than_are_read_are_refused_in_time() -> None:
     template = open_template("chatml")
     turn = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
