@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from beholder.errors import CheckpointError
+from beholder.modeling.reward_model import RewardModel
 from beholder_training.bases import make_base
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records, with_pairs
 from beholder_training.pipeline import choose_forward
 from beholder_training.probe import choose_packing, probe_packing
 from tests.training.runs import config
+
+ACCELERATOR = torch.device("cpu", 0)  # told from torch.device("cpu"), and the same memory
 
 
 @pytest.fixture
@@ -78,11 +81,38 @@ def test_the_longest_record_is_probed_too(
 def test_what_does_not_fit_on_the_accelerator_whole_is_probed_without(
     tiny_base: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full() -> torch.device:
-        raise torch.OutOfMemoryError
+    score, moves = Branch.score, moves_of(monkeypatch)
 
-    monkeypatch.setattr("beholder_training.probe.device", full)
+    def fill(branch: Branch, some: list[Record], batch_prompts: int) -> list[list[float]]:
+        if moves[-1] == ACCELERATOR:
+            raise torch.OutOfMemoryError
+        return score(branch, some, batch_prompts)
+
+    monkeypatch.setattr(Branch, "score", fill)
     assert choose_packing(Branch.from_base(str(tiny_base)), records).equal
+    assert moves == [ACCELERATOR, torch.device("cpu")]
+
+
+def test_the_probe_gives_the_accelerator_back(
+    tiny_base: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves = moves_of(monkeypatch)
+    assert choose_packing(Branch.from_base(str(tiny_base)), records).equal
+    assert moves == [ACCELERATOR, torch.device("cpu")]
+
+
+def moves_of(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Where models are moved from now on, in order."""
+    moves: list[torch.device] = []
+    to: Callable[..., RewardModel] = RewardModel.to
+
+    def move(model: RewardModel, where: torch.device) -> RewardModel:
+        moves.append(where)
+        return to(model, where)
+
+    monkeypatch.setattr("beholder_training.branch.device", lambda: ACCELERATOR)
+    monkeypatch.setattr(RewardModel, "to", move)
+    return moves
 
 
 def test_a_base_with_a_sliding_window_is_refused(tiny_base: Path, tmp_path: Path) -> None:

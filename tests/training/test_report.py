@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from beholder.modeling.reward_model import RewardModel
 from beholder_training.branch import Branch
 from beholder_training.cli import main
 from beholder_training.data import read_records
@@ -31,8 +33,6 @@ HOSTILE = "</p><script>alert('x')</script><img src=http://evil.example/x.png one
 @pytest.fixture(scope="module")
 def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, world: Path) -> Path:
     """Another untrained model, with its proxy and a history."""
-    import torch
-
     torch.manual_seed(1)
     branch, proxy = (Branch.from_base(str(tiny_base), sees_images=sees) for sees in (True, False))
     for each in (branch, proxy):
@@ -93,6 +93,30 @@ def test_ablations_take_away_what_they_say(tiny_checkpoint: Path, world: Path) -
     blind = changed["without_images"]
     assert blind is not None
     assert blind[0].score(shown[1]) == scores["without_images"]  # the pictures make no difference any more
+
+
+def test_the_accelerator_holds_one_model_at_a_time(
+    tiny_checkpoint: Path, other_checkpoint: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator = torch.device("cpu", 0)  # told from torch.device("cpu"), and the same memory
+    there: set[RewardModel] = set()
+    scored: list[bool] = []
+    score, to = Branch.score, RewardModel.to
+
+    def move(model: RewardModel, where: torch.device) -> RewardModel:
+        (there.add if where == accelerator else there.discard)(model)
+        return to(model, where)
+
+    def look(branch: Branch, *arguments: Any, **options: Any) -> Any:
+        scored.append(there == {branch.model})
+        return score(branch, *arguments, **options)
+
+    monkeypatch.setattr("beholder_training.branch.device", lambda: accelerator)
+    monkeypatch.setattr(RewardModel, "to", move)
+    monkeypatch.setattr(Branch, "score", look)
+    assert main(["evaluate", str(tiny_checkpoint), str(other_checkpoint), str(world / "length" / "iid.jsonl")]) == 0
+    assert scored == [True] * 3  # two models and the proxy of one
+    assert not there
 
 
 def write_lines(path: Path, *records: dict[str, Any]) -> Path:

@@ -5,6 +5,7 @@ Knows of models, prompts and records; not of losses or training.
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -148,6 +149,18 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+@contextmanager
+def on_accelerator(branch: Branch) -> Iterator[None]:
+    """The branch is on this process's accelerator within the block, and then where it was: others need the memory."""
+    before = branch.device
+    try:
+        branch.model.to(device())
+        yield
+    finally:
+        branch.model.to(before)
+        torch.cuda.empty_cache()
 
 
 def padded_tokens(rows: Sequence[EncodedGroup]) -> int:

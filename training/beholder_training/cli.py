@@ -177,7 +177,6 @@ def _add_evaluate(commands: Any) -> None:
 def _evaluate(parsed: argparse.Namespace) -> None:
     from beholder.errors import DataError
     from beholder.records.problems import counts
-    from beholder_training.branch import device
     from beholder_training.evaluation.inputs import home_sets, read_models, read_tests, split_paths
     from beholder_training.evaluation.suite import evaluate
     from beholder_training.report.evaluation import check_output, write_report
@@ -193,7 +192,6 @@ def _evaluate(parsed: argparse.Namespace) -> None:
             print(f"{test.file}: left out: {counts(test.left_out)}", file=sys.stderr)
     models = read_models(folders, parsed.text_only)
     for branch in filter(None, (branch for model in models for branch in (model.branch, model.text_only))):
-        branch.model.to(device())
         branch.batch_prompts, branch.token_budget = parsed.batch_prompts, parsed.token_budget
     evaluation = evaluate(models, tests, home_sets(parsed.iid, models, tests), ablate=parsed.output is not None)
     for result in evaluation.results:

@@ -1,16 +1,17 @@
 """A trained branch -> the checkpoint folder that the service, and stock vLLM, load."""
 
-import copy
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from torch import nn
 
 from beholder.checkpoint import Calibration, Checkpoint, Dtype, Manifest, atomic_folder, write_input, write_manifest
 from beholder.errors import CheckpointError
@@ -99,19 +100,26 @@ def write_model(folder: Path, branch: Branch, dtype: Dtype) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-@torch.inference_mode()
 def bf16_error(branch: Branch, records: Sequence[Record], scores: Scores, limit: int = 64) -> float:
-    """Greatest difference between bf16 and float32 rewards on the first `limit` records."""
-    where = branch.device
-    half = copy.copy(branch)
-    half.model = copy.deepcopy(branch.model.cpu())  # an accelerator that holds the model once need not hold it twice
-    cast_parameters(half.model.backbone, torch.bfloat16)
-    half.model.to(where)
-    rounded = half.score(records[:limit])
-    del half
-    branch.model.to(where)
+    """Greatest difference between bf16 and float32 rewards on the first `limit` records; `scores` are the latter."""
+    with _in_bfloat16(branch.model.backbone):
+        rounded = branch.score(records[:limit])
     pairs = zip(rounded, scores[:limit], strict=True)
     return max(abs(a - b) for ours, exact in pairs for a, b in zip(ours, exact, strict=True))
+
+
+@contextmanager
+def _in_bfloat16(backbone: nn.Module) -> Iterator[None]:
+    """Its parameters are rounded within the block. Their own values wait on the CPU: an accelerator that holds them
+    once need not hold them twice.
+    """
+    exact = [(parameter, parameter.data.cpu()) for parameter in backbone.parameters()]
+    try:
+        cast_parameters(backbone, torch.bfloat16)
+        yield
+    finally:
+        for parameter, values in exact:
+            parameter.data = values.to(parameter.device)
 
 
 def _encode(branch: Branch, prompt: Prompt) -> float:

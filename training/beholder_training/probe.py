@@ -4,13 +4,13 @@ Packing is right for models whose tokens meet in attention alone. A recurrent la
 backbone that ignores the 4-D mask breaks it, whatever the model is called; such a model gets padded batches.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
-from beholder_training.branch import Branch, device
+from beholder_training.branch import Branch, on_accelerator
 from beholder_training.data import Record
 
 READ = 64  # records to choose from
@@ -52,31 +52,18 @@ def _telling(records: Sequence[Record]) -> list[Record]:
 
 
 def choose_packing(branch: Branch, records: Sequence[Record]) -> Probe:
-    """Turn packing off on `branch` where it changes rewards; the probe says by how much."""
-    try:
-        with _on_accelerator(branch):
-            probe = probe_packing(branch, records)
-    except torch.OutOfMemoryError:  # whole it may not fit, where sharded it does
+    """Turn packing off on `branch` where it changes rewards; the probe says by how much.
+
+    The branch stays where it is, for sharding starts from the CPU; there forwards of a large model take hours.
+    """
+    probe = None
+    with suppress(torch.OutOfMemoryError), on_accelerator(branch):  # whole it may not fit, where sharded it does
         probe = probe_packing(branch, records)
+    probe = probe or probe_packing(branch, records)
     branch.packed = branch.packed and probe.equal
     return probe
 
 
-@contextmanager
-def _on_accelerator(branch: Branch) -> Iterator[None]:
-    """Within the block alone: sharding starts from the CPU, where forwards of a large model take hours."""
-    before = branch.device
-    try:
-        branch.model.to(device())
-        yield
-    finally:
-        branch.model.to(before)
-        torch.cuda.empty_cache()
-
-
 def _rewards(branch: Branch, records: Sequence[Record]) -> list[list[float]]:
-    training = branch.model.training
     with torch.autocast(branch.device.type, enabled=False):
-        rewards = branch.score(records, batch_prompts=1)
-    branch.model.train(training)
-    return rewards
+        return branch.score(records, batch_prompts=1)

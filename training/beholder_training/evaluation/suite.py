@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from beholder_training.branch import Branch
+from beholder_training.branch import Branch, on_accelerator
 from beholder_training.evaluation.ablations import ABLATIONS
 from beholder_training.evaluation.inputs import Model, TestSet
 from beholder_training.evaluation.metrics import (
@@ -139,7 +139,9 @@ def _plain(value: Any) -> Any:
 def evaluate(
     models: Sequence[Model], tests: Sequence[TestSet], homes: Mapping[str, str], ablate: bool = True
 ) -> Evaluation:
-    """Score everything. `homes` names each model's test set of its training distribution, where there is one."""
+    """Score everything, one model at a time on the accelerator. `homes` names each model's test set of its training
+    distribution, where there is one.
+    """
     results = [_result(model, test, homes.get(model.name), ablate) for model in models for test in tests]
     evaluation = Evaluation(list(models), list(tests), results, [])
     for test in tests:
@@ -154,11 +156,14 @@ def evaluate(
 
 def _result(model: Model, test: TestSet, home: str | None, ablate: bool) -> Result:
     records, label = test.records, f"{model.name} on {test.name}"
-    scores = model.branch.score(records, label=label)
+    with on_accelerator(model.branch):
+        scores = model.branch.score(records, label=label)
+        ablations = _ablations(model.branch, test, label) if ablate else {}
     margins, groups = pair_margins(records, scores), record_of_pair(records)
     text_only = None
     if model.text_only is not None:
-        text_only = pair_outcomes(records, model.text_only.score(records, label=f"{label}, text-only model"))
+        with on_accelerator(model.text_only):
+            text_only = pair_outcomes(records, model.text_only.score(records, label=f"{label}, text-only model"))
     bins = reliability(margins, groups)
     several = [number for number, record in enumerate(records) if len(record.responses) > 2]
     return Result(
@@ -169,7 +174,7 @@ def _result(model: Model, test: TestSet, home: str | None, ablate: bool) -> Resu
         margins=_margins(margins),
         top1=estimate(top1(records, scores)),
         chance_top1=chance_top1(records),
-        ablations=_ablations(model.branch, test, label) if ablate else {},
+        ablations=ablations,
         text_only=None if text_only is None else estimate(text_only, groups),
         sfd=None if text_only is None else shortcut_failure(outcomes(margins), text_only, groups),
         reliability=bins,
