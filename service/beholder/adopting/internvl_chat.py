@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from beholder.adopting.layouts import Move
-from beholder.adopting.source import Source, first_line
+from beholder.adopting.source import Source
+from beholder.error_lines import first_line
 from beholder.errors import CheckpointError
 
 CONTEXT_TOKEN = "<IMG_CONTEXT>"

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from beholder.adopting.source import Source, first_line
+from beholder.adopting.source import Source
+from beholder.error_lines import first_line
 from beholder.errors import CheckpointError
 from beholder.modeling.architectures import architecture_of
 

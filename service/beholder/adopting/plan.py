@@ -13,8 +13,9 @@ from torch import Tensor
 from beholder.adopting.heads import Head, is_head, read_head
 from beholder.adopting.internvl_chat import InternVLChat
 from beholder.adopting.layouts import HuggingFace, Layout, Move
-from beholder.adopting.source import Source, first_line, listed, read_shapes, read_weights
+from beholder.adopting.source import Source, listed, read_shapes, read_weights
 from beholder.checkpoint import Dtype
+from beholder.error_lines import first_line
 from beholder.errors import CheckpointError
 from beholder.modeling.architectures import Architecture, architecture_of
 from beholder.modeling.reward_model import require_full_attention

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from beholder.error_lines import first_line as first_line
+from beholder.error_lines import first_line
 from beholder.errors import CheckpointError
 
 Weights = Mapping[str, Tensor]
