@@ -109,8 +109,9 @@ class PolicyTemplate:
     def exchange(self, text: str) -> tuple[Texts, str]:
         """The conversation and the response of a string that has both. Raises TemplateMismatch.
 
-        Either the template rendered the response too (for vLLM), or the policy wrote it after the prompt (LLaMA-Factory);
-        a template may do the two differently. Then the reading that finds fewer questions has taken turns for text.
+        Either the template rendered the response too (for vLLM), or the policy wrote it after the prompt
+        (LLaMA-Factory); a template may do the two differently. Then the reading that finds fewer questions has taken
+        turns for text.
         Before the response an empty block of thoughts is the prompt's; any other was written by the policy, or may be.
         """
         text = self._with_bos(text)
