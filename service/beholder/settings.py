@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     max_concurrent_per_key: int | None = Field(default=None, ge=1)
     """Requests of one key that may be in flight."""
     shed_status: Annotated[Literal[503, 429], BeforeValidator(_number)] = 503
-    """What overload is answered with. verl gives up on a 4xx."""
+    """What overload is answered with; many clients give up on a 4xx."""
 
     image_store: Path | None = None
     """A folder, which replicas may share, for images sent ahead; None keeps them in memory."""

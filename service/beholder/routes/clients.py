@@ -1,4 +1,4 @@
-"""What clients of other servers speak: vLLM's /classify (verl), Cohere's and Jina's /v1/rerank and /v2/rerank."""
+"""What clients of other servers speak: vLLM's /classify, Cohere's and Jina's /v1/rerank and /v2/rerank."""
 
 import asyncio
 import math
