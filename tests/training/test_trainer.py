@@ -57,7 +57,8 @@ def test_a_process_takes_one_card_of_several(
 
     class Cards(TrainingArguments):
         def __post_init__(self) -> None:
-            super().__post_init__()
+            setup: Any = super().__post_init__
+            setup()
             self._n_gpu = 4
 
     monkeypatch.setattr("beholder_training.runs.TrainingArguments", Cards)
