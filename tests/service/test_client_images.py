@@ -1,6 +1,7 @@
 """The pixels that the service decodes are the caller's, bit for bit, from every kind of image; each is sent once."""
 
 import asyncio
+import base64
 import io
 from collections import Counter
 from collections.abc import Callable
@@ -148,7 +149,41 @@ def test_what_would_have_to_be_guessed_is_refused(image: Any) -> None:
         encode_image(image)
 
 
-@pytest.mark.parametrize("path", ["a\0.png", f"data:image/png;base64,{'A' * 100_000}"])
+def test_a_file_named_by_a_url_is_sent_as_it_is(tmp_path: Path) -> None:
+    data = encode(colours(), "PNG")
+    for name in ("picture.png", "a picture.png", "a%20b.png", "#1?.png"):
+        (tmp_path / name).write_bytes(data)
+        for given in (f"file://{tmp_path / name}", (tmp_path / name).as_uri()):
+            assert encode_image(given).data == data
+            assert encode_image({"bytes": None, "path": given}).data == data
+
+
+def test_a_file_in_a_data_url_is_sent_as_it_is() -> None:
+    data = encode(colours(), "JPEG")
+    text = base64.b64encode(data).decode()
+    for head in ("data:image/jpeg;base64", "data:image;base64", "DATA:;BASE64"):
+        assert encode_image(f"{head},{text}").data == data
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://host/picture.png?key=s3cret", "of host.*download"),
+        ("HTTP://[broken", "download"),
+        ("data:image/png;base64,%%%", "base64"),
+        ("data:image/png;base64,iVBORw0KGg", "base64"),
+        ("data:image/png,picture", "base64"),
+        ("data:image/png;base64", "base64"),
+        ("file:///no/such.png", "such.png"),
+    ],
+)
+def test_a_url_that_names_no_file_is_refused(url: str, said: str) -> None:
+    with pytest.raises(ImageError, match=said) as caught:
+        encode_image(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["a\0.png", f"iVBORw0KGgo{'A' * 100_000}"])
 def test_what_is_no_path_is_shown_short(path: str) -> None:
     with pytest.raises(ImageNotFound) as caught:
         encode_image(path)

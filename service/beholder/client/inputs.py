@@ -5,6 +5,7 @@ nothing is ever encoded with loss. Pillow is loaded for pictures and arrays alon
 """
 
 import base64
+import binascii
 import hashlib
 import io
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, Union
+from urllib.parse import unquote, urlsplit
 
 from beholder.errors import ImageError, ImageNotFound, InvalidRequest
 
@@ -27,8 +29,8 @@ class PixelArray(Protocol):
 
 
 ImageInput = Union[Path, str, bytes, "Image", PixelArray, Mapping[str, Any]]
-"""A file (its path), a file's bytes, a PIL picture, an array, or a row of a Hugging Face `Image` column that is not
-decoded ({"bytes": .., "path": ..})."""
+"""A file (its path, its file:// URL, or itself in a data: URL), a file's bytes, a PIL picture, an array, or a row of a
+Hugging Face `Image` column that is not decoded ({"bytes": .., "path": ..})."""
 Prompt = str | Sequence[Mapping[str, Any]]
 """A plain prompt, whose images come first, or `messages` as POST /rank takes them."""
 
@@ -70,8 +72,10 @@ def check_sequence(name: str, value: object) -> None:
 
 
 def _file_bytes(image: Any) -> bytes:
-    if isinstance(image, Path | str):
-        return _read(Path(image))
+    if isinstance(image, str):
+        return _named_bytes(image)
+    if isinstance(image, Path):
+        return _read(image)
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, Mapping):
@@ -87,8 +91,49 @@ def _column_bytes(row: Mapping[str, Any]) -> bytes:
     if isinstance(row.get("bytes"), bytes):
         return bytes(row["bytes"])
     if row.get("path"):
-        return _read(Path(row["path"]))
+        return _named_bytes(str(row["path"]))
     raise ImageError(f"an image given as a map needs `bytes` or `path`, it has {', '.join(map(str, row)) or 'nothing'}")
+
+
+def _named_bytes(text: str) -> bytes:
+    """What a path or a URL names; a scheme is a scheme in any case of its letters."""
+    scheme, _, rest = text.partition(":")
+    match scheme.lower():
+        case "data":
+            return _from_data_url(rest)
+        case "http" | "https":
+            raise ImageError(
+                f"an image URL (of {_host(text)}) is not fetched by the client: download it, give the file"
+            )
+        case "file" if rest.startswith("//"):
+            return _from_file_url(rest.removeprefix("//"))
+    return _read(Path(text))
+
+
+def _from_file_url(path: str) -> bytes:
+    """Trainers put paths behind file:// as they are; elsewhere they are quoted."""
+    try:
+        return _read(Path(path))
+    except ImageNotFound:
+        return _read(Path(unquote(path)))
+
+
+def _host(url: str) -> str:
+    """For messages: the rest of a URL may hold a key."""
+    try:
+        return urlsplit(url).hostname or "no host"
+    except ValueError:
+        return "no host"
+
+
+def _from_data_url(rest: str) -> bytes:
+    header, comma, data = rest.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise ImageError("a data: URL of an image must be data:image/..;base64,..")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
+        raise ImageError("the data: URL of an image is not valid base64") from None
 
 
 def _read(path: Path) -> bytes:
