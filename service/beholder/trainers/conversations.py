@@ -1,23 +1,27 @@
 """Chats as trainers hold them (images inside of the messages, or beside them) -> a sample for the client."""
 
+import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from beholder.client import ImageInput, Prompt, Sample
-from beholder.errors import InvalidRequest
+from beholder.errors import DataError, InvalidRequest
 
 IMAGE_TAG: Final = "<image>"
-DEFAULT_END: Final = "<|im_end|>"
+DEFAULT_ENDS: Final = "<|im_end|> <|endoftext|> <|eot_id|> <|end_of_text|> <end_of_turn> <turn|> <eos> </s>"
+_HOLDING: Final = ("image", "image_url", "url", "path")
+"""Where a part of type image or image_url holds its image: TRL's and Qwen's, OpenAI's, transformers'."""
 
 
 def chat_sample(prompt: Any, completion: Any, images: Iterable[Any] = ()) -> Sample:
     """`prompt` is a string or messages, `completion` a string or the one message that answers.
 
-    Image parts that hold their image ({"type": "image", "image": ..}) bring it along, and `images`, which trainers pass
-    too, are the same ones again. Image parts without take `images` in turn; without any image part `<image>` in the
-    user's text is the place of the next of `images`, and without that too they come before the first user's text.
-    Raises InvalidRequest.
+    Image parts that hold their image ({"type": "image", "image": ..}, or OpenAI's image_url) bring it along, and
+    `images`, which trainers pass too, are the same ones again. Image parts without take `images` in turn; without any
+    image part `<image>` in the user's text is the place of the next of `images`, and without that too they come before
+    the first user's text. Raises InvalidRequest.
     """
     response = _text(completion)
     beside = list(images)
@@ -32,12 +36,42 @@ def chat_sample(prompt: Any, completion: Any, images: Iterable[Any] = ()) -> Sam
     return Sample(asked, found, response)
 
 
+def labelled_sample(trainer: str, label: Any, response: str) -> Sample:
+    """For trainers that pass the answer's column alone: an object with `prompt` and `images`, or its JSON.
+
+    Raises DataError, InvalidRequest.
+    """
+    try:
+        asked = json.loads(label) if isinstance(label, str) else label
+    except ValueError:
+        asked = None
+    if not isinstance(asked, Mapping) or asked.get("prompt") is None:
+        raise DataError(f'{trainer}: the label must be {{"prompt": .., "images": [..]}} or its JSON')
+    return chat_sample(asked["prompt"], without_end_of_turn(response), asked.get("images") or [])
+
+
+def held_images(messages: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The images inside of the messages, in order."""
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if content and not isinstance(content, str) for part in content]
+    return [image for image in map(_held, parts) if image is not None]
+
+
 def without_end_of_turn(response: str) -> str:
-    """What the policy wrote, without what it ends a turn with: BEHOLDER_END_OF_TURN, once, at the very end.
+    """What the policy wrote, without what it ends a turn with: one of BEHOLDER_END_OF_TURN, once, at the very end.
 
     For trainers that hand on special tokens: the service would score it as characters of the response.
     """
-    return response.removesuffix(os.environ.get("BEHOLDER_END_OF_TURN", DEFAULT_END))
+    ends = re.split(r"[\s,]+", os.environ.get("BEHOLDER_END_OF_TURN", DEFAULT_ENDS))
+    return response.removesuffix(max(filter(response.endswith, ends), key=len, default=""))
+
+
+def without_reasoning(response: str) -> str:
+    """What follows the last </think> and its line breaks; nothing where thoughts have begun and not ended."""
+    _, end, answer = response.rpartition("</think>")
+    if answer.lstrip().startswith("<think>"):
+        return ""
+    return answer.lstrip("\n") if end else response
 
 
 def tagged_messages(messages: Iterable[Mapping[str, Any]], images: int) -> list[dict[str, Any]]:
@@ -86,7 +120,7 @@ def _parts(text: str) -> list[dict[str, str]]:
 
 
 def _with_images(messages: list[dict[str, Any]], beside: list[Any]) -> tuple[Prompt, list[ImageInput]]:
-    left = [] if any(map(_holds_image, messages)) else list(beside)
+    left = [] if held_images(messages) else list(beside)
     found: list[Any] = []
     plain: list[dict[str, Any]] = []
     for message in messages:
@@ -110,21 +144,24 @@ def _refuse_tool_calls(message: Mapping[str, Any]) -> None:
 
 def _has_image_part(message: Mapping[str, Any]) -> bool:
     content = message.get("content")
-    return not isinstance(content, str) and any(part.get("type") == "image" for part in content or ())
+    return not isinstance(content, str) and any(part.get("type") in ("image", "image_url") for part in content or ())
 
 
-def _holds_image(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    return not isinstance(content, str) and any(part.get("image") is not None for part in content or ())
+def _held(part: Mapping[str, Any]) -> Any:
+    """The image that a part holds; None for the place of one, and for other parts."""
+    if part.get("type") not in ("image", "image_url"):
+        return None
+    image = next((part[name] for name in _HOLDING if part.get(name) is not None), None)
+    return image.get("url") if isinstance(image, Mapping) and "url" in image else image
 
 
 def _part(part: Mapping[str, Any], left: list[Any], found: list[Any]) -> dict[str, str]:
     kind = part.get("type")
     if kind == "text":
         return {"type": "text", "text": part["text"]}
-    if kind != "image":
+    if kind not in ("image", "image_url"):
         raise InvalidRequest(f"a part of type {kind!r} cannot be scored: messages have text and image parts")
-    image = part.get("image")
+    image = _held(part)
     if image is None:
         if not left:
             raise InvalidRequest("the prompt has an image place, but no image is left for it")
@@ -153,7 +190,9 @@ def _text(completion: Any) -> str:
         content = completion.get("content")
         if isinstance(content, str):
             return content
-        if content and all(part.get("type") == "text" for part in content):
+        if not content:
+            return ""  # such as thoughts alone, which TRL keeps in another field
+        if all(part.get("type") == "text" for part in content):
             return "".join(part["text"] for part in content)
         raise InvalidRequest(f"a completion is text, not {content!r:.60}")
     if len(completion) != 1:
