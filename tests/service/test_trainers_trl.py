@@ -85,6 +85,30 @@ def test_a_step_scores_every_completion_with_its_picture(
     assert set(run._logs["rewards"]["beholder"]) == set(by_response.values())
 
 
+def test_trl_itself_takes_no_string_with_images(policy: Path, tmp_path: Path) -> None:
+    """So a string that arrives with images is no prompt of a user: the adapter refuses it."""
+    from datasets import Dataset
+
+    service = Recorder()
+    for kind in ("GRPO", "RLOO"):
+        run = trainer(kind, policy, tmp_path, adapter.reward_function(service.settings()))
+        run.train_dataset = Dataset.from_list([{**row, "prompt": "Colour?"} for row in rows("image")])
+        with pytest.raises(ValueError, match="conversational prompts"):
+            run.train()
+
+
+def test_the_column_of_the_prompt_reaches_the_function(policy: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    service = Recorder()
+    run = trainer("GRPO", policy, tmp_path, adapter.reward_function(service.settings(failed="none")))
+    asked = "<image>Which colour?"
+    run.train_dataset = Dataset.from_list([{**row, "beholder_prompt": asked} for row in rows("image")])
+    run.train()
+    contents = [body["messages"][0]["content"] for body in service.bodies]
+    assert contents == [[{"type": "image"}, {"type": "text", "text": "Which colour?"}]] * len(COLOURS) * GENERATIONS
+
+
 def test_a_sample_that_fails_ends_the_run_by_default(policy: Path, tmp_path: Path) -> None:
     service = Failing()
     with pytest.raises(BeholderError):
