@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -44,7 +43,7 @@ class Recorder:
         body = json.loads(request.content)
         self.bodies.append(body)
         if body["response"] in self.refused:
-            return httpx.Response(422, json={"code": "empty-response", "detail": "refused"})
+            return httpx.Response(422, json={"code": "prompt-too-long", "detail": "refused"})
         score = float(len(body["response"]))
         usage = {"prompt_tokens": 1, "cached_tokens": 0}
         answer = {"scores": [score], "normalized": [-score], "fingerprint": self.fingerprint, "usage": usage}
@@ -66,18 +65,18 @@ def service() -> Recorder:
     return Recorder()
 
 
-def test_trl_passes_strings_and_columns(service: Recorder) -> None:
+def test_trl_passes_strings_where_there_are_no_images(service: Recorder) -> None:
     reward = trl.reward_function(service.settings())
     rewards = reward(
-        prompts=["Colour?", "Colour?"],
+        prompts=["Colour?", "Shape?"],
         completions=["Red.", "Blue!"],
-        image=[PICTURE, None],
+        images=[[], []],
         completion_ids=[[1], [2]],
         trainer_state=None,
         log_extra=None,
     )
     assert rewards == [4.0, 5.0]
-    assert service.contexts == [("Colour?", [reference(PICTURE)]), ("Colour?", [])]
+    assert service.contexts == [("Colour?", []), ("Shape?", [])]
 
 
 @pytest.mark.parametrize("column", [{"image": [PICTURE]}, {"images": [[PICTURE]]}])
@@ -96,7 +95,7 @@ def test_trl_passes_chats_with_images_inside_as_grpo_prepares_them(service: Reco
     prompts = [prepare_multimodal_messages(two, pictures)]
     completions = [[{"role": "assistant", "content": [{"type": "text", "text": "Red."}]}]]
     reward = trl.async_reward_function(service.settings())
-    assert asyncio.run(reward(prompts=prompts, completions=completions, images=[pictures])) == [4.0]  # type: ignore[arg-type]
+    assert asyncio.run(reward(prompts=prompts, completions=completions, images=[pictures])) == [4.0]
     ((messages, images),) = service.contexts
     assert messages == two
     assert len(images) == len({image["sha256"] for image in images}) == 2
@@ -181,6 +180,7 @@ class SlimeSample:
 
     prompt: Any
     response: str
+    loss_mask: list[int] | None = None
     multimodal_inputs: dict[str, Any] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -188,12 +188,14 @@ class SlimeSample:
 @dataclass
 class SlimeArguments:
     apply_chat_template: bool = False
+    partial_rollout: bool = False
+    mask_offpolicy_in_partial_rollout: bool = False
 
 
 def test_slime_passes_one_sample_or_a_group(service: Recorder) -> None:
     filled = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Colour?"}]}]
-    templated = SlimeSample("<|im_start|>...", "Blue!<|im_end|>", {"images": [PICTURE]}, {"prompt": CHAT})
-    first, last = SlimeSample(filled, "Red.<|im_end|>", {"images": [OTHER]}), SlimeSample("Colour?", "Green?")
+    templated = SlimeSample("<|im_start|>...", "Blue!<|im_end|>", [1, 1], {"images": [PICTURE]}, {"prompt": CHAT})
+    first, last = SlimeSample(filled, "Red.<|im_end|>", None, {"images": [OTHER]}), SlimeSample("Colour?", "Green?")
     group = [first, templated, last]
     arguments = SlimeArguments(apply_chat_template=False)
     assert asyncio.run(slime.custom_rm(arguments, group, rewarder=service.rewarder())) == [4.0, 5.0, 6.0]
@@ -207,7 +209,13 @@ def test_slime_passes_one_sample_or_a_group(service: Recorder) -> None:
         (None, "Red.<|im_end|>", "Red."),
         (None, "<|im_end|>Red.<|im_end|><|im_end|>", "<|im_end|>Red.<|im_end|>"),
         (None, "It broke off", "It broke off"),
+        (None, "Red.<|endoftext|>", "Red."),
+        (None, "Red.<end_of_turn>", "Red."),
+        (None, "Red.</s>", "Red."),
         ("<|eot_id|>", "Red.<|eot_id|>", "Red."),
+        ("<|eot_id|>", "Red.<|im_end|>", "Red.<|im_end|>"),
+        ("<|end|>, <|return|>", "Red.<|return|>", "Red."),
+        ("", "Red.<|im_end|>", "Red.<|im_end|>"),
     ],
 )
 def test_slime_and_openrlhf_score_no_end_of_turn(
@@ -263,7 +271,7 @@ def score_with_verl(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None:
 
 
 def score_with_trl(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None:
-    trl.reward_function(rewarder.settings)([prompt], ["Red."], images=[images])
+    trl.reward_function(rewarder.settings)([CHAT], ["Red."], images=[images], beholder_prompt=[prompt])
 
 
 def score_with_openrlhf(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None:
@@ -271,8 +279,8 @@ def score_with_openrlhf(rewarder: Rewarder, prompt: Any, images: list[Any]) -> N
 
 
 def score_with_slime(rewarder: Rewarder, prompt: Any, images: list[Any]) -> None:
-    sample = SimpleNamespace(prompt=prompt, response="Red.", multimodal_inputs={"images": images}, metadata=None)
-    asyncio.run(slime.custom_rm(SimpleNamespace(), sample, rewarder=rewarder))
+    sample = SlimeSample(prompt, "Red.", multimodal_inputs={"images": images})
+    asyncio.run(slime.custom_rm(SlimeArguments(), sample, rewarder=rewarder))
 
 
 TRAINERS = [score_with_verl, score_with_trl, score_with_openrlhf, score_with_slime]
@@ -325,9 +333,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         "BEHOLDER_FAILED": "none",
         "BEHOLDER_DEADLINE_S": "12.5",
         "BEHOLDER_MAX_CONCURRENCY": "7",
+        "BEHOLDER_REASONING": "cut",
+        "BEHOLDER_EMPTY": "-10",
     }
     urls = ("http://one:8000", "http://two:8000")
-    expected = RewardSettings(urls, "key", "first", "normalized", "none", 12.5, 7)
+    expected = RewardSettings(urls, "key", "first", "normalized", "none", 12.5, 7, reasoning="cut", empty=-10)
     assert RewardSettings.from_environment(environment) == expected
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -350,14 +360,24 @@ def test_the_documentation_names_every_variable_that_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"BEHOLDER_REWARD": "logit"}, {"BEHOLDER_FAILED": "zero"}, {"BEHOLDER_DEADLINE_S": "soon"}]
+    "wrong",
+    [
+        {},
+        {"BEHOLDER_REWARD": "logit"},
+        {"BEHOLDER_FAILED": "zero"},
+        {"BEHOLDER_DEADLINE_S": "soon"},
+        {"BEHOLDER_REASONING": "drop"},
+        {"BEHOLDER_EMPTY": "none"},
+        {"BEHOLDER_EMPTY": "nan"},
+        {"BEHOLDER_EMPTY": "-inf"},
+    ],
 )
 def test_unusable_settings_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="BEHOLDER_"):
         RewardSettings.from_environment({**({"BEHOLDER_URL": "http://t"} if wrong else {}), **wrong})
 
 
-MODULES = ", ".join(f"beholder.trainers.{name}" for name in ("trl", "verl", "ms_swift", "slime", "openrlhf"))
+MODULES = ", ".join(f"beholder.trainers.{name}" for name in ("trl", "verl", "ms_swift", "slime", "openrlhf", "easyr1"))
 HEAVY = {"torch", "vllm", "fastapi", "transformers", "numpy", "PIL", "trl", "verl", "swift", "slime", "openrlhf"}
 
 
