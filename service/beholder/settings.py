@@ -271,7 +271,7 @@ def _problem(error: ErrorDetails) -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise ConfigurationError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected a map of settings such as `port: 8000`")

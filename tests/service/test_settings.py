@@ -120,12 +120,19 @@ def test_a_variable_that_is_not_json_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("- a list", "expected a map"), ("a: [", "expected"), (None, "No such")]
+    ("content", "message"),
+    [
+        (b"- a list", "expected a map"),
+        (b"a: [", "expected"),
+        (b"a: \xff", "utf-8"),
+        (b"a: 2026-02-30", "day"),
+        (None, "No"),
+    ],
 )
-def test_a_broken_file_is_named(content: str | None, message: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     with pytest.raises(ConfigurationError, match=message) as caught:
         load_settings({}, path)
     assert str(path) in str(caught.value)
