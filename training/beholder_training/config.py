@@ -28,10 +28,13 @@ class TrainingConfig:
         and accuracy. train_weights: how often each file is seen in an epoch, one number a file; empty is once each.
         0.5 is a half of its records, the same one in every epoch.
     image_root: folder of the images' paths, by default each file's own; image_cache: where embedded images are kept.
-    bad_records: what training does about records that `check-data` reports, held out or not.
+    bad_records: what training does about records that `check-data` reports, held out or not: fail at the start, or skip
+        them and print the counts.
     check_images: decode every image and measure every sequence before the first step, as `check-data` does.
-    algorithm: how pairs are weighted, a key of losses.WEIGHTINGS; exponent: of the weight; 0 is standard.
-    pair_loss: a key of losses.PAIR_LOSSES; gap_strength, gap_rate: how much the rating gap changes it.
+    algorithm: how pairs are weighted: proxy_balanced, sfc, standard, or a control (constant, sfc_shuffled,
+        sfc_normalised); exponent: of the weight; 0 is standard training.
+    pair_loss: bradley_terry, margin, scaled_bradley_terry or dynamic_scaling; gap_strength, gap_rate: how much the
+        rating gap changes it.
     label_smoothing: probability that a label is wrong; centring: weight of the penalty that keeps rewards near 0.
     steps: optimiser steps of the main branch; 0 trains for `epochs`, each of which ends with the step that has what is
         left of the data.
@@ -46,7 +49,13 @@ class TrainingConfig:
     proxy_base: base of the proxy; None takes `base`. save_proxy: keep it in the checkpoint's proxy/.
     proxy_warmup_steps: steps in which the proxy alone is trained, before the others (proxy-balanced).
     bf16: compute in bfloat16 (autocast); export_dtype: of the exported weights.
+    learning_rate: the highest, of the main branch; proxy_learning_rate: of the proxy, by default the same.
+        warmup_ratio: the part of the steps in which they rise. weight_decay, adam_beta2: AdamW's. max_grad_norm: each
+        branch's gradient is clipped to it.
+    gradient_checkpointing: compute activations twice instead of keeping them.
     lora_rank: adapters of this rank on the language model instead of its weights, merged at export; 0: none.
+        lora_alpha, lora_dropout: theirs.
+    seed: of new weights, the data's order and every other draw.
     text_only: leave the images out of the main branch too: the text-only baseline, without a proxy.
     freeze_vision: leave the vision tower as it is, in eval mode, but for Qwen's projector, which is a part of it;
         vision_cache_gib: keep its features across epochs.
