@@ -18,10 +18,8 @@ HEAD = """# Measured
 Ratios of two rates in one run on one machine; absolute times depend on the machine and are in the JSON files beside
 this page, which `python -m benchmarks.results_page` writes. A "+" after a commit means uncommitted changes.
 
-What a ratio is of: `alone`: vLLM's AsyncLLM called directly; `stock`: stock vLLM's `/classify`; `one_by_one`,
-`padded_8`: plain Hugging Face; `over_published`: the published scoring loop; `blank_image_4`: packed training over the
-published schedule with four responses a prompt and the blank-image proxy. [What they mean](../docs/benchmarks.md).
-Parity and grocery have no ratios: results/parity.json, results/grocery.json.
+[What they are of and what they mean](../docs/benchmarks.md). Parity and grocery have no ratios: results/parity.json,
+results/grocery.json.
 """
 CUDA = {
     "gpu_serving_vllm": "the vLLM engine",

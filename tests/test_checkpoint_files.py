@@ -15,7 +15,7 @@ from beholder.checkpoint import (
     GoldenSample,
     read_checkpoint,
     read_input,
-    sealed,
+    seal,
     write_golden,
     write_manifest,
 )
@@ -90,7 +90,26 @@ def test_checkpoints_that_may_score_differently_share_no_fingerprint(
     tiny_checkpoint: Path, edit: dict[str, Any]
 ) -> None:
     manifest = read_checkpoint(tiny_checkpoint).manifest
-    assert sealed(manifest.model_copy(update=edit)).fingerprint != manifest.fingerprint
+    contents = json.loads(manifest.model_dump_json())
+    assert seal(contents) == manifest.fingerprint
+    assert seal(json.loads(manifest.model_copy(update=edit).model_dump_json())) != manifest.fingerprint
+
+
+def test_a_setting_that_a_later_version_adds_leaves_the_fingerprint(copied: Path) -> None:
+    """It is of what the file says: here without what has a default."""
+    contents = json.loads((copied / MANIFEST_NAME).read_text())
+    del contents["input"], contents["evaluation"]
+    contents["fingerprint"] = seal(contents)
+    (copied / MANIFEST_NAME).write_text(json.dumps(contents))
+    assert read_checkpoint(copied).manifest.input == "image"
+
+
+def test_a_checkpoint_from_before_fingerprints_is_told_from_an_edited_one(copied: Path) -> None:
+    contents = json.loads((copied / MANIFEST_NAME).read_text())
+    del contents["fingerprint"]
+    (copied / MANIFEST_NAME).write_text(json.dumps(contents))
+    with pytest.raises(CheckpointError, match="an older version wrote it"):
+        read_checkpoint(copied)
 
 
 def test_a_manifest_that_is_written_in_another_form_says_the_same(copied: Path) -> None:

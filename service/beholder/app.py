@@ -11,7 +11,7 @@ from beholder import problems
 from beholder.auth import OPEN, Gate, KeyRing
 from beholder.decoded_images import DecodedImages
 from beholder.engine.caching import CachingEngine
-from beholder.image_sources import ImageLoader
+from beholder.image_sources import FetchedBytes, ImageLoader
 from beholder.image_store import open_store
 from beholder.image_urls import UrlFetcher, UrlPolicy
 from beholder.images import raise_pillows_limit
@@ -97,4 +97,5 @@ def _images(settings: Settings, metrics: Metrics) -> ImageLoader:
         fetcher = UrlFetcher(policy)
     store = open_store(settings.image_store, settings.image_store_bytes, settings.image_ttl_s)
     decoded = DecodedImages(settings.max_decoded_pixels)
-    return ImageLoader(settings.image_limits, store, fetcher, settings.max_body_bytes, decoded, metrics)
+    fetched = FetchedBytes(settings.max_body_bytes_in_flight)
+    return ImageLoader(settings.image_limits, store, fetcher, settings.max_body_bytes, decoded, metrics, fetched)

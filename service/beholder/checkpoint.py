@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ class Manifest(_Strict):
     files: dict[str, str] = Field(default_factory=dict)
     """sha256 of every other file in the folder, by relative path."""
     fingerprint: str = ""
-    """What `sealed` makes of all the above."""
+    """What `seal` makes of all else in the file."""
 
 
 class _Input(_Strict):
@@ -141,12 +141,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} is not a folder: give a checkpoint that `beholder-train train` wrote")
     path = folder / MANIFEST_NAME
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}: not a Beholder checkpoint (see `beholder adopt`)") from None
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_reason(error)}") from None
-    if manifest.fingerprint != sealed(manifest).fingerprint:
+    if not manifest.fingerprint:
+        raise CheckpointError(f"{path} has no fingerprint: an older version wrote it; export or adopt the model again")
+    if manifest.fingerprint != seal(json.loads(content)):
         raise CheckpointCorrupt(
             f"{path}: its fingerprint is not that of its contents: it was changed after it was written; copy it again, "
             "or export or adopt the model again"
@@ -184,11 +187,13 @@ def verify_files(checkpoint: Checkpoint) -> None:
             )
 
 
-def sealed(manifest: Manifest) -> Manifest:
-    """`manifest` with its fingerprint: the sha256 of all else in it as JSON, keys sorted, as it will be read again."""
-    contents = json.loads(manifest.model_dump_json(exclude={"fingerprint"}))
-    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
-    return manifest.model_copy(update={"fingerprint": digest})
+def seal(contents: Mapping[str, Any]) -> str:
+    """The fingerprint of a reward.json: the sha256 of all else that it says, keys sorted.
+
+    Of what the file says, not of what is read of it: a setting that a later version adds changes no fingerprint.
+    """
+    told = {name: value for name, value in contents.items() if name != "fingerprint"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Checkpoint:
@@ -199,7 +204,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Checkpoint:
     for path in _content_files(folder):
         path.chmod(path.stat().st_mode | 0o444)
     files = {str(path.relative_to(folder)): sha256_file(path) for path in _content_files(folder)}
-    complete = sealed(manifest.model_copy(update={"files": files}))
+    unsealed = manifest.model_copy(update={"files": files})
+    complete = unsealed.model_copy(update={"fingerprint": seal(json.loads(unsealed.model_dump_json()))})
     (folder / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Checkpoint(folder, complete)
 

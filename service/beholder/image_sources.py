@@ -54,17 +54,18 @@ ImageSource = Inline | Upload | Stored | Link
 
 
 class FetchedBytes:
-    """Bytes that links led to, of all requests that hold them. Called from any thread."""
+    """Bytes that links led to, of all requests that hold them, at most `limit`. Called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._held = 0
         self._lock = threading.Lock()
 
-    def take(self, count: int, limit: int) -> None:
+    def take(self, count: int) -> None:
         """Raises Overloaded."""
         with self._lock:
-            if self._held + count > limit:
-                raise Overloaded(f"the links in flight lead to more than {limit} bytes: retry")
+            if self._held + count > self._limit:
+                raise Overloaded(f"the links in flight lead to more than {self._limit} bytes: retry")
             self._held += count
 
     def give_back(self, count: int) -> None:
@@ -82,7 +83,7 @@ class ImageLoader:
     max_fetched: int
     decoded: DecodedImages
     metrics: Metrics
-    fetched: FetchedBytes = field(default_factory=FetchedBytes)
+    fetched: FetchedBytes
 
     @contextmanager
     def request(self) -> Iterator["RequestImages"]:
@@ -106,8 +107,8 @@ class RequestImages:
     _loaded: dict[ImageSource, LoadedImage] = field(default_factory=dict)
     _quick_left: int = QUICK_CHARACTERS
 
-    async def fetch(self, source: ImageSource, max_bytes_in_flight: int) -> None:
-        """Get the bytes of a link; nothing for other sources. Those of all requests have `max_bytes_in_flight` at most.
+    async def fetch(self, source: ImageSource) -> None:
+        """Get the bytes of a link; nothing for other sources.
 
         Raises ImageUrlRefused, ImageUrlFailed, ImageTooLarge, Overloaded.
         """
@@ -119,7 +120,7 @@ class RequestImages:
         def admit(count: int) -> None:
             if self.fetched_bytes + count > self.loader.max_fetched:
                 raise ImageTooLarge(f"the request's links lead to more than {self.loader.max_fetched} bytes: split it")
-            self.loader.fetched.take(count, max_bytes_in_flight)
+            self.loader.fetched.take(count)
             self.fetched_bytes += count
 
         with self._counting():

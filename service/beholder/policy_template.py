@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from beholder.chat_jinja import compile_template
 from beholder.errors import ConfigurationError, TemplateMismatch
 from beholder.prompts import Role
 
@@ -59,7 +60,7 @@ class PolicyTemplate:
         name: str = "the template",
         ends: Sequence[str] = (),
     ) -> None:
-        self._template = _compile(source, name)
+        self._template = compile_template(source, name)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._as_parts = False
         self._pieces = lru_cache(maxsize=4 * MAX_QUESTIONS)(self._render_pieces)
@@ -276,33 +277,3 @@ def _shapes(questions: int, *, answered: bool) -> list[tuple[Role, ...]]:
 
 def _questions(texts: Texts) -> int:
     return sum(role == "user" for role, _ in texts)
-
-
-def _compile(source: str, name: str) -> Any:
-    """As transformers does it."""
-    from jinja2 import TemplateError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    class Generation(Extension):
-        """{% generation %}, which training marks an answer with."""
-
-        tags = {"generation"}  # noqa: RUF012 (what jinja reads)
-
-        def parse(self, parser: Parser) -> list[Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.globals["raise_exception"] = raise_exception
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise ConfigurationError(f"policy_template: {name}: {error}") from None

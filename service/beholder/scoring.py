@@ -90,16 +90,15 @@ class Scorer:
         metrics.rewards.observe(self.model.name, rewards, lengths, calibrated=calibration is not None)
 
     async def _fetch(self, samples: Sequence[Sample], images: RequestImages) -> None:
-        """Before a turn, which slow hosts must not hold. All links may lead to as many bytes as bodies have."""
-        settings = self.model.settings
+        """Before a turn, which slow hosts must not hold."""
         for sample in samples:
             with _naming(sample.place):
-                count, limit = len(sample.images), settings.max_images
+                count, limit = len(sample.images), self.model.settings.max_images
                 if count > limit:
                     raise TooManyImages(f"the conversation has {count} images, at most {limit} are accepted")
                 for index, source in enumerate(sample.images):
                     with _naming(f"images[{index}]"):
-                        await images.fetch(source, settings.max_body_bytes_in_flight)
+                        await images.fetch(source)
 
     async def _prompts(self, samples: Sequence[Sample], images: RequestImages, started: float) -> list[Prompt]:
         """In a thread, unless that takes longer than the work: handing over and back costs half a millisecond."""

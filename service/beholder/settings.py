@@ -199,6 +199,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_body_bytes(self) -> Self:
+        if self.max_body_bytes > self.max_body_bytes_in_flight:
+            raise ValueError("max_body_bytes is more than max_body_bytes_in_flight: a body of that size never gets in")
+        return self
+
+    @model_validator(mode="after")
     def _check_models(self) -> Self:
         if taken := self.models.keys() & set(self.names):
             raise ValueError(f"models: {', '.join(taken)} names the first model already: choose another")

@@ -110,7 +110,7 @@ def test_services_that_score_otherwise_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("changed", [{}, {"max_model_len": 512}, {"max_images": 5}, {"max_image_bytes": 1000}])
+@pytest.mark.parametrize("changed", [{}, {"max_images": 5}, {"max_image_bytes": 1000}])
 @pytest.mark.parametrize("services_first", [True, False])
 def test_services_and_an_engine_here_may_finish_what_the_other_began_where_they_are_alike(
     url: str, fake: Settings, texts: Path, tmp_path: Path, changed: dict[str, Any], services_first: bool

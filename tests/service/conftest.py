@@ -13,6 +13,7 @@ import pytest
 from beholder.checkpoint import Checkpoint, read_checkpoint
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings, load_settings
+from tests.service.asked import Recorder
 from tests.service.stand_in import Serve, StandInEngine, serving
 
 
@@ -61,3 +62,9 @@ async def client(serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
 def golden_image(tiny_checkpoint: Path) -> Path:
     """Some picture."""
     return next(path for path in sorted((tiny_checkpoint / "golden").iterdir()) if path.suffix in (".png", ".jpg"))
+
+
+@pytest.fixture
+def service() -> Recorder:
+    """For the trainers' functions, which know no more of a service than what they are answered."""
+    return Recorder()

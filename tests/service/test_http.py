@@ -150,7 +150,7 @@ async def test_bodies_are_bounded(serve: Serve) -> None:
 
 async def test_bodies_in_flight_are_bounded(serve: Serve, engine: StandInEngine) -> None:
     body = {"prompt": "p", "response": "r" * 1000}
-    async with serve(max_body_bytes_in_flight=1500) as client:
+    async with serve(max_body_bytes=1500, max_body_bytes_in_flight=1500) as client:
         engine.gate.clear()
         first = asyncio.ensure_future(client.post("/score", json=body))
         await until(lambda: engine.active == 1)

@@ -1,6 +1,7 @@
 """A thread cannot be interrupted: the service ends without those that still work."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from beholder.app import create_app
-from beholder.checkpoint import Checkpoint, read_checkpoint, sealed
+from beholder.checkpoint import Checkpoint, read_checkpoint, seal
 from beholder.models import Model
 from beholder.prompts import PromptRenderer
 from beholder.server import bind, make_server
@@ -64,8 +65,8 @@ def endless_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
         if path.name != "reward.json":
             (folder / path.name).symlink_to(path)
     manifest = read_checkpoint(tiny_checkpoint).manifest
-    larger = sealed(manifest.model_copy(update={"files": {"large": "0" * 64} | manifest.files}))
-    (folder / "reward.json").write_text(larger.model_dump_json())
+    larger = json.loads(manifest.model_dump_json()) | {"files": {"large": "0" * 64} | manifest.files}
+    (folder / "reward.json").write_text(json.dumps(larger | {"fingerprint": seal(larger)}))
     (folder / "large").touch()
     os.truncate(folder / "large", 2**38)
     return folder

@@ -46,6 +46,7 @@ def test_engine_args_that_decide_a_score_are_refused(name: str) -> None:
         ({"checkpoint": "x", "port": "70000"}, "port: .*less than or equal to 65535"),
         ({"checkpoint": "x", "engine": "tgi"}, "engine: .*'auto', 'vllm'"),
         ({"checkpoint": "x", "shed_status": "500"}, "shed_status: .*503 or 429"),
+        ({"checkpoint": "x", "max_body_bytes": 2, "max_body_bytes_in_flight": 1}, "of that size never gets in"),
         ({"checkpoint": "x", "prot": 1}, "prot: Extra inputs are not permitted"),
         ({"checkpoint": "x", "port": "tcp://10.0.0.1:8000"}, "service link: set enableServiceLinks"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from beholder.errors import BeholderError, ConfigurationError, DataError, EmptyResponse, InvalidRequest
 from beholder.trainers import easyr1, ms_swift, openrlhf, slime, trl, verl
 from beholder.trainers.conversations import chat_sample
-from tests.service.test_trainers import (
+from tests.service.asked import (
     CHAT,
     MARKED,
     OTHER,
@@ -18,10 +18,7 @@ from tests.service.test_trainers import (
     SlimeArguments,
     SlimeSample,
     reference,
-    service,
 )
-
-__all__ = ["service"]  # the fixture
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ import torch
 from beholder.errors import ConfigurationError, DataError, InvalidRequest
 from beholder.trainers import trl, verl
 from beholder.trainers.rewards import RewardSettings
-from tests.service.test_trainers import CHAT, MARKED, PICTURE, Recorder, reference, service
-
-__all__ = ["service"]  # the fixture
+from tests.service.asked import CHAT, MARKED, PICTURE, Recorder, reference
 
 TEMPLATED = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Colour?<|im_end|>\n<|im_start|>assistant\n"
 WITHOUT = "<|im_start|>user\nColour?<|im_end|>\n<|im_start|>assistant\n"

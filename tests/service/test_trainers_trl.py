@@ -9,7 +9,7 @@ from PIL import Image
 
 from beholder.errors import BeholderError
 from beholder.trainers import trl as adapter
-from tests.service.test_trainers import Recorder
+from tests.service.asked import Recorder
 
 pytestmark = [
     pytest.mark.slow,

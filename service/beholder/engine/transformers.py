@@ -224,10 +224,14 @@ class TransformersEngine:
 
 
 def _refused(error: Exception) -> BeholderError:
-    """Image processors raise what they like: Qwen's a ValueError for a picture that is too narrow."""
+    """Image processors refuse a picture by what Python has: Qwen's by a ValueError where it is too narrow."""
     if isinstance(error, BeholderError):
         return error
-    refused = ImageError(f"the model's image processor does not take the image: {first_line(error)}")
+    refused: BeholderError
+    if isinstance(error, ValueError | TypeError):
+        refused = ImageError(f"the model's image processor does not take the image: {first_line(error)}")
+    else:
+        refused = EngineError(f"the image processor failed: {first_line(error)}")
     refused.__cause__ = error
     return refused
 

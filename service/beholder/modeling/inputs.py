@@ -106,6 +106,8 @@ class PromptEncoder:
 
     def set_image_options(self, options: Mapping[str, Any]) -> None:
         """Change settings of the image processor (tiles, sizes), before any image. Raises CheckpointError."""
+        if options and self.image_token_id is None:
+            raise CheckpointError("image options are of no use to a base that sees no picture: leave them out")
         for name, value in options.items():
             if not hasattr(self._processor.image_processor, name):
                 raise CheckpointError(f"the image processor of this base has no setting {name!r}")

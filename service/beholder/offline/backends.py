@@ -90,7 +90,7 @@ class ServiceBackend:
             "fingerprint": card["fingerprint"],
             "engine": card["engine"],
             "dtype": card["dtype"],
-            "max_model_len": card["max_tokens"],
+            "max_tokens": card["max_tokens"],
             "max_images": card["max_images"],
             "max_image_bytes": self._max_image_bytes,
         }

@@ -99,7 +99,7 @@ class EnginesBackend(EngineBackend):
         results, sender = context.Pipe(duplex=False)
         process = context.Process(
             target=_serve,
-            args=(plain(self._settings), job, position, share, self._engines, gpu_of(share), sender),
+            args=(plain(self._settings), job, position, share, self._engines, sender),
             daemon=True,
         )
         process.start()
@@ -113,14 +113,13 @@ def _serve(
     position: Position,
     share: int,
     engines: int,
-    gpu: str | None,
     sender: Connection,
 ) -> None:
     """The main function of an engine's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it comes to the process that asks too, which ends this
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // engines)))
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used
+    if (gpu := gpu_of(share)) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used: counting asks the driver alone
     with suppress(BrokenPipeError):  # who asks has gone
         try:
             asyncio.run(_score(load_settings(settings), job, position, share, engines, sender))

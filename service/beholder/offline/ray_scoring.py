@@ -190,8 +190,11 @@ def _in_order() -> Iterator[None]:
 
 
 def gpus_of_an_engine(settings: Settings) -> int:
-    """How many that vLLM shards over takes; the transformers engine takes one."""
-    return math.prod(int(settings.engine_args.get(name, 1)) for name in SHARDING)
+    """How many vLLM shards a model over; the transformers engine takes one. Raises ConfigurationError."""
+    try:
+        return math.prod(int(settings.engine_args.get(name, 1)) for name in SHARDING)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"engine_args: {' and '.join(SHARDING)} are whole numbers") from None
 
 
 def _plan(engines: int | None, gpus_of_one: int) -> tuple[int, dict[str, float]]:

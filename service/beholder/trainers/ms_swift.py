@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from beholder.client import Sample
 from beholder.errors import InvalidRequest
-from beholder.trainers.conversations import chat_sample, tagged_messages
+from beholder.trainers.conversations import chat_sample
 from beholder.trainers.rewards import Reward, Rewarder, default_rewarder
 
 _UNREAD: Final = ("videos", "audios", "objects")
@@ -67,4 +67,4 @@ def _sample(messages: Sequence[Mapping[str, Any]], completion: str, images: Any,
             )
     listed = [] if images is None else images if isinstance(images, list) else [images]
     context = messages[:-1] if messages[-1].get("role") == "assistant" else messages
-    return chat_sample(tagged_messages(context, len(listed)), completion, listed)
+    return chat_sample(context, completion, listed)

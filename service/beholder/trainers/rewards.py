@@ -141,18 +141,14 @@ class Rewarder:
     def rewards(self, samples: Sequence[Reading]) -> list[Reward]:
         """Raises BeholderError."""
         readings = self._prepared(samples)
-        asked = [reading for reading in readings if isinstance(reading, Sample)]
-        if self.settings.failed == "raise":
-            return self._values(readings, self._sync.score_many(asked))
-        return self._values(readings, self._sync.try_score_many(asked))
+        score = self._sync.score_many if self.settings.failed == "raise" else self._sync.try_score_many
+        return self._values(readings, score(_read(readings)))
 
     async def async_rewards(self, samples: Sequence[Reading]) -> list[Reward]:
         """Raises BeholderError."""
         readings = self._prepared(samples)
-        asked = [reading for reading in readings if isinstance(reading, Sample)]
-        if self.settings.failed == "raise":
-            return self._values(readings, await self._async.score_many(asked))
-        return self._values(readings, await self._async.try_score_many(asked))
+        score = self._async.score_many if self.settings.failed == "raise" else self._async.try_score_many
+        return self._values(readings, await score(_read(readings)))
 
     def _prepared(self, samples: Sequence[Reading]) -> list[Reading]:
         """What is asked for, and the errors of what is not, before anything is asked. Raises BeholderError."""
@@ -193,6 +189,10 @@ class Rewarder:
         if result.normalized is None:
             raise ConfigurationError("the checkpoint is not calibrated: BEHOLDER_REWARD must be score")
         return result.normalized
+
+
+def _read(readings: Iterable[Reading]) -> list[Sample]:
+    return [reading for reading in readings if isinstance(reading, Sample)]
 
 
 @cache

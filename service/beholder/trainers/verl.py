@@ -31,7 +31,7 @@ _ONE_ANSWER: Final = 2
 
 
 class BeholderRewardManager:
-    """What verl asks of a RewardManagerBase, without importing it."""
+    """What verl's streaming reward loop asks of a manager; nothing of verl is imported."""
 
     def __init__(
         self,
@@ -61,7 +61,10 @@ class BeholderRewardManager:
         tokens = item.batch["responses"]
         written = item.batch["attention_mask"][-tokens.shape[-1] :].sum()
         response = self._tokenizer.decode(tokens[:written], skip_special_tokens=True)
-        return chat_sample(item.non_tensor_batch["raw_prompt"], response)
+        prompt = item.non_tensor_batch.get("raw_prompt")
+        if prompt is None:
+            raise DataError("verl: the rollout has no raw_prompt: use compute_score, with `prompt` in extra_info")
+        return chat_sample(prompt, response)
 
 
 def compute_score(
