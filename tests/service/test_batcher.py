@@ -224,10 +224,11 @@ async def test_a_batch_waits_for_no_other_work_in_threads(batcher: Batcher[Entry
 
 
 async def test_its_thread_ends_with_it(recorder: Recorder) -> None:
+    before = set(threading.enumerate())
     batcher: Batcher[Entry, int] = Batcher(recorder, max_tokens=8)
     batcher.start()
     await batcher.submit(Entry("a"))
-    (thread,) = batcher._thread._threads
+    (thread,) = set(threading.enumerate()) - before
     await batcher.stop()
     thread.join(5)
     assert not thread.is_alive()

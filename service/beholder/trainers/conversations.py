@@ -31,7 +31,7 @@ def chat_sample(prompt: Any, completion: Any, images: Iterable[Any] = ()) -> Sam
         prompt = [{"role": "user", "content": prompt}]
     messages = [dict(message) for message in prompt]
     if beside and not any(map(_has_image_part, messages)):
-        messages = tagged_messages(messages, len(beside))
+        messages = _tagged_messages(messages, len(beside))
     asked, found = _with_images(messages, beside)
     return Sample(asked, found, response)
 
@@ -74,7 +74,7 @@ def without_reasoning(response: str) -> str:
     return answer.lstrip("\n") if end else response
 
 
-def tagged_messages(messages: Iterable[Mapping[str, Any]], images: int) -> list[dict[str, Any]]:
+def _tagged_messages(messages: Iterable[Mapping[str, Any]], images: int) -> list[dict[str, Any]]:
     """Messages whose user's texts have `<image>` at the place of each of `images`, with parts instead.
 
     Without any tag the images are left to come first. A line break behind a tag that begins the text belongs to the
