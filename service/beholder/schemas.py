@@ -232,7 +232,8 @@ class ModelCard(_Strict):
     """A model that is served. `names` are what requests may have as `model`.
 
     `input`: what it was trained on of a request's images, and so reads: `image`, `text` (nothing) or `blank_image` (a
-    white square in place of each).
+    white square in place of each). `overlong` and what follows it are the service's settings: what it does with a prompt
+    of more than `max_tokens`, and which images it refuses.
     """
 
     id: str
@@ -246,7 +247,12 @@ class ModelCard(_Strict):
     dtype: str
     calibrated: bool
     max_tokens: int
+    overlong: Literal["refuse", "truncate"]
     max_images: int
+    max_image_bytes: int
+    max_image_pixels: int
+    max_image_aspect: float
+    max_image_frames: int
 
 
 class ModelList(_Strict):

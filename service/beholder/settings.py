@@ -4,7 +4,6 @@ What decides a score (weights, template, image processor) is the checkpoint's an
 takes only what changes speed and memory.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -244,16 +243,6 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
     except ValueError as error:
         # pydantic-settings wraps a BEHOLDER_ENGINE_ARGS that is not JSON in an error of its own.
         raise ConfigurationError(f"settings: {error}: {error.__cause__}") from None
-
-
-def load_max_image_bytes(config: Path | None = None) -> int:
-    """This setting alone, for clients of a service. Raises ConfigurationError."""
-    values = _read_config(config) if config else {}
-    given = os.environ.get("BEHOLDER_MAX_IMAGE_BYTES", values.get("max_image_bytes", LIMITS.max_bytes))
-    try:
-        return TypeAdapter(Annotated[int, Field(ge=1)]).validate_python(given)
-    except ValidationError as error:
-        raise ConfigurationError(f"settings: max_image_bytes: {error.errors()[0]['msg']}") from None
 
 
 def misspelt_variables(names: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from beholder.settings import Settings, load_settings
 from tests.offline.scoring import read, score, write
 from tests.pictures import png
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'beholder[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]' in Beholder's checkout")
 
 pytestmark = [
     pytest.mark.slow,

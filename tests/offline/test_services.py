@@ -77,7 +77,7 @@ def test_a_cut_prompt_is_said_to_be_and_scored_as_by_an_engine_here(fake: Settin
     assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
 
 
-def test_an_image_may_be_as_large_as_is_set(
+def test_an_image_may_be_as_large_as_the_service_takes(
     url: str, fake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "large.png").write_bytes(large_png())
@@ -85,7 +85,6 @@ def test_an_image_may_be_as_large_as_is_set(
     arguments = ["score-file", str(data), str(tmp_path / "out.jsonl"), "--no-progress", "--restart", "--url"]
     assert main([*arguments, url]) == 0
     assert "0 responses of 1 records scored, 1 errors: 1 image-too-large" in capsys.readouterr().err
-    monkeypatch.setenv("BEHOLDER_MAX_IMAGE_BYTES", str(64 * 2**20))
     monkeypatch.setenv("BEHOLDER_PORT", "tcp://10.0.0.1:8000")  # a service link: settings of a server are none of it
     with serving(fake.model_copy(update={"max_image_bytes": 64 * 2**20})) as generous:
         assert main([*arguments, generous]) == 0
@@ -98,6 +97,8 @@ def test_an_image_may_be_as_large_as_is_set(
         ({"dtype": "bfloat16"}, "scores with dtype float32, {other} with bfloat16: two would mix"),
         ({"max_model_len": 512}, "scores with max_tokens 1024, {other} with 512: two would mix"),
         ({"max_images": 5}, "scores with max_images 4, {other} with 5: two would mix"),
+        ({"overlong": "truncate"}, "scores with overlong refuse, {other} with truncate: two would mix"),
+        ({"max_image_pixels": 9}, "scores with max_image_pixels 50000000, {other} with 9: two would mix"),
     ],
 )
 def test_services_that_score_otherwise_are_refused(
@@ -110,7 +111,22 @@ def test_services_that_score_otherwise_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("changed", [{}, {"max_images": 5}, {"max_image_bytes": 1000}])
+def test_a_service_of_another_version_is_refused(
+    url: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = httpx.get
+
+    def older(*arguments: Any, **keywords: Any) -> httpx.Response:
+        answer = get(*arguments, **keywords).json()
+        del answer["models"][0]["overlong"]
+        return httpx.Response(200, json=answer, request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx, "get", older)
+    with pytest.raises(ConfigurationError, match="/models does not say overlong: the service is of another version"):
+        score_file(Job(scenes, tmp_path / "out.jsonl", progress=False), ServiceBackend([url]))
+
+
+@pytest.mark.parametrize("changed", [{}, {"max_images": 5}, {"max_image_bytes": 1000}, {"overlong": "truncate"}])
 @pytest.mark.parametrize("services_first", [True, False])
 def test_services_and_an_engine_here_may_finish_what_the_other_began_where_they_are_alike(
     url: str, fake: Settings, texts: Path, tmp_path: Path, changed: dict[str, Any], services_first: bool

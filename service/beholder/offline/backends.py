@@ -15,7 +15,6 @@ from beholder.client import AsyncRewardClient
 from beholder.client.base_urls import BaseUrl, parse_base_url
 from beholder.error_lines import first_line
 from beholder.errors import ConfigurationError, EngineUnavailable
-from beholder.images import ImageLimits
 from beholder.local import trusted
 from beholder.offline.pipeline import scored_in_order
 from beholder.offline.scorers import EngineScorer, RecordScorer, ServiceScorer
@@ -24,10 +23,7 @@ from beholder.offline.tasks import Scored, Task
 from beholder.settings import Settings
 
 _CONNECTIONS = 64
-_DECIDING: Final = ("fingerprint", "engine", "dtype", "input", "calibrated", "max_tokens", "max_images")
-"""Of a model's card: of two services that differ in one, scores or refusals would not be of one kind."""
-_SETTINGS: Final = (
-    "max_model_len",
+_ACCEPTANCE: Final = (
     "overlong",
     "max_images",
     "max_image_bytes",
@@ -35,7 +31,9 @@ _SETTINGS: Final = (
     "max_image_aspect",
     "max_image_frames",
 )
-"""What decides, beside checkpoint, engine and dtype, whether a response is scored, and whether its prompt is cut."""
+"""Settings, which a model's card says too: whether a response is scored, and whether its prompt is cut."""
+_DECIDING: Final = ("fingerprint", "engine", "dtype", "input", "calibrated", "max_tokens", *_ACCEPTANCE)
+"""Of a model's card: of two services that differ in one, scores or refusals would not be of one kind."""
 _SWITCH_S: Final = 0.0005
 _ENGINE_ARGS: Final[dict[str, dict[str, Any]]] = {
     "vllm": {"mm_processor_cache_gb": 0.5},
@@ -66,34 +64,18 @@ class EngineBackend:
 class ServiceBackend:
     """Scores with running services, which must all serve one checkpoint alike: as `model`, or as their first model.
 
-    Those that do not answer at the beginning have no part in the run. `max_image_bytes` is theirs. Raises
-    EngineUnavailable, ConfigurationError.
+    Those that do not answer at the beginning have no part in the run. Raises EngineUnavailable, ConfigurationError.
     """
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        api_key: str | None = None,
-        model: str | None = None,
-        max_image_bytes: int = ImageLimits().max_bytes,
-    ) -> None:
+    def __init__(self, urls: Sequence[str], api_key: str | None = None, model: str | None = None) -> None:
         self._urls = urls
         self._api_key = api_key
         self._model = model
-        self._max_image_bytes = max_image_bytes
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """As `about` names it, but for what a service does not say of its settings."""
-        card = next(iter(self._cards.values()))
-        return {
-            "fingerprint": card["fingerprint"],
-            "engine": card["engine"],
-            "dtype": card["dtype"],
-            "max_tokens": card["max_tokens"],
-            "max_images": card["max_images"],
-            "max_image_bytes": self._max_image_bytes,
-        }
+        """As `about` names it, but for `max_model_len`: a service says what came of it."""
+        return {name: self._card[name] for name in ("fingerprint", "engine", "dtype", "max_tokens", *_ACCEPTANCE)}
 
     def run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
         asyncio.run(self._run(job, position, accept))
@@ -106,8 +88,13 @@ class ServiceBackend:
             model=self._model,
             max_concurrency=_CONNECTIONS,
         ) as client:
-            scorer = ServiceScorer(client, self._max_image_bytes)
+            scorer = ServiceScorer(client, self._card["max_image_bytes"])
             await drive(job.tasks(position), scorer, job.in_flight, accept)
+
+    @property
+    def _card(self) -> dict[str, Any]:
+        """They say the same of all that counts."""
+        return next(iter(self._cards.values()))
 
     @cached_property
     def _cards(self) -> dict[str, dict[str, Any]]:
@@ -131,9 +118,14 @@ class ServiceBackend:
         url = f"{base}/models"
         try:
             answer = httpx.get(url, headers={**headers, **base.headers}).raise_for_status().json()
-            return _card_of(answer["models"], self._model)
+            card = _card_of(answer["models"], self._model)
         except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
             raise EngineUnavailable(f"{url}: {first_line(error)}: is a Beholder service running there?") from None
+        if unsaid := [name for name in _DECIDING if name not in card]:
+            raise ConfigurationError(
+                f"{url} does not say {', '.join(unsaid)}: the service is of another version of Beholder; use its score-file"
+            )
+        return card
 
 
 def _require_alike(cards: Mapping[str, dict[str, Any]]) -> None:
@@ -141,10 +133,10 @@ def _require_alike(cards: Mapping[str, dict[str, Any]]) -> None:
     (first, expected), *others = cards.items()
     for url, card in others:
         for name in _DECIDING:
-            if card.get(name) != expected.get(name):
+            if card[name] != expected[name]:
                 raise ConfigurationError(
-                    f"{parse_base_url(first)} scores with {name} {expected.get(name)}, {parse_base_url(url)} with "
-                    f"{card.get(name)}: two would mix in one file; give --url of services that are alike"
+                    f"{parse_base_url(first)} scores with {name} {expected[name]}, {parse_base_url(url)} with "
+                    f"{card[name]}: two would mix in one file; give --url of services that are alike"
                 )
 
 
@@ -167,7 +159,8 @@ def about(settings: Settings) -> dict[str, Any]:
         "fingerprint": checkpoint.fingerprint,
         "engine": settings.chosen_engine,
         "dtype": settings.dtype or checkpoint.manifest.dtype,
-        **{name: getattr(settings, name) for name in _SETTINGS},
+        "max_model_len": settings.max_model_len,
+        **{name: getattr(settings, name) for name in _ACCEPTANCE},
     }
 
 

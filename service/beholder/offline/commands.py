@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SCORE_NOTES: Final = """IN holds prompts and responses: to score, pairs or rated completions, as JSONL, JSON or
 Parquet. OUT has one row a response, in order. A run that ended early goes on where it was with the same command, but
 without --restart. Settings other than those below come from BEHOLDER_* variables or --config, as for `beholder serve`;
-with --url there is one, max_image_bytes, which is to be the services'.
+with --url they are the services'.
 
 examples:
   beholder score-file candidates.jsonl scores.jsonl --checkpoint runs/fruit/checkpoint
@@ -108,7 +108,9 @@ def _backend(options: argparse.Namespace) -> "Backend":
     if options.url:
         if options.ray is not None:
             raise ConfigurationError("--ray loads the checkpoint on the cluster: give --checkpoint, not --url")
-        return ServiceBackend(options.url, _api_key(options.api_key_file), options.model, _max_image_bytes(options))
+        if given := [name for name in ("config", *_SETTINGS) if getattr(options, name, None) is not None]:
+            raise ConfigurationError(f"--{given[0].replace('_', '-')} is for a checkpoint: the services have their own")
+        return ServiceBackend(options.url, _api_key(options.api_key_file), options.model)
     settings = _settings(options)
     if options.engines > 1 and settings.engine == "auto":
         settings = settings.model_copy(update={"engine": "transformers"})
@@ -128,13 +130,6 @@ def _settings(options: argparse.Namespace) -> "Settings":
     if "engine_args" in flags:
         flags["engine_args"] = parse_map(flags["engine_args"])
     return load_settings({"checkpoint": options.checkpoint, "log_level": "error", **flags}, options.config)
-
-
-def _max_image_bytes(options: argparse.Namespace) -> int:
-    """Set as for the services; no other setting of theirs matters here."""
-    from beholder.settings import load_max_image_bytes
-
-    return load_max_image_bytes(options.config)
 
 
 def _api_key(path: Path | None) -> str | None:

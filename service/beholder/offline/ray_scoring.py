@@ -43,7 +43,7 @@ class RayBackend:
 
     def __init__(self, settings: Settings, address: str | None = None, engines: int | None = None) -> None:
         if find_spec("ray") is None:
-            raise ConfigurationError("Ray is not installed: pip install 'beholder[ray]'")
+            raise ConfigurationError("Ray is not installed: pip install '.[ray]' in Beholder's checkout")
         self._settings = settings
         self._address = address
         self._engines = engines

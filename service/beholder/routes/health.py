@@ -55,5 +55,10 @@ def _card(model: Model) -> ModelCard:
         dtype=model.dtype,
         calibrated=model.calibration is not None,
         max_tokens=model.engine.max_tokens,
+        overlong=settings.overlong,
         max_images=settings.max_images,
+        max_image_bytes=settings.max_image_bytes,
+        max_image_pixels=settings.max_image_pixels,
+        max_image_aspect=settings.max_image_aspect,
+        max_image_frames=settings.max_image_frames,
     )
