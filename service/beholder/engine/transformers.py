@@ -17,12 +17,11 @@ from beholder.coalescing import Coalescer
 from beholder.engine import Activity, EngineScore
 from beholder.engine.memory import keep_freed_memory
 from beholder.engine.queued_pictures import QueuedPictures
-from beholder.error_lines import first_line
+from beholder.engine.refused_pictures import refused_picture
 from beholder.errors import (
     BeholderError,
     EngineError,
     EngineUnavailable,
-    ImageError,
     ImageMismatch,
     InvalidRequest,
     PromptTooLong,
@@ -157,7 +156,7 @@ class TransformersEngine:
             pictures = iter(encoder.pictures([image for prompt in prompts for image in prompt.images]))
         except Exception as error:  # of one picture, which costs its own prompts alone
             if len(prompts) == 1:
-                yield _refused(error)
+                yield refused_picture(error)
             else:
                 yield from (found for prompt in prompts for found in self._samples(encoder, [prompt]))
             return
@@ -221,19 +220,6 @@ class TransformersEngine:
             EngineScore(reward, len(sample.sequence), shared)
             for sample, reward, shared in zip(samples, rewards, cached, strict=True)
         ]
-
-
-def _refused(error: Exception) -> BeholderError:
-    """Image processors refuse a picture by what Python has: Qwen's by a ValueError where it is too narrow."""
-    if isinstance(error, BeholderError):
-        return error
-    refused: BeholderError
-    if isinstance(error, ValueError | TypeError):
-        refused = ImageError(f"the model's image processor does not take the image: {first_line(error)}")
-    else:
-        refused = EngineError(f"the image processor failed: {first_line(error)}")
-    refused.__cause__ = error
-    return refused
 
 
 def _not_finite(score: EngineScore) -> EngineError:

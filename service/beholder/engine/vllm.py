@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from beholder.checkpoint import Checkpoint
 from beholder.engine import Activity, EngineScore
 from beholder.engine.expanded_prefixes import ExpandedPrefixes, Key
+from beholder.engine.refused_pictures import refused_picture
 from beholder.engine.vllm_loading import load, prepare_environment
 from beholder.engine.vllm_metrics import drop_metrics, keep_metrics
 from beholder.error_lines import last_line
@@ -188,7 +189,16 @@ class VllmEngine:
         except AssertionError as error:
             # Found in vLLM's cache of sent images, and forgotten before it was read: another request's refusal.
             raise _ImageNotSent(last_line(error)) from error
+        except (ValueError, TypeError) as error:
+            if not prompt.images:
+                raise
+            raise refused_picture(_cause(error)) from error
         return rendered
+
+
+def _cause(error: Exception) -> Exception:
+    """The image processor's own error: vLLM raises another for it, which quotes the prompt."""
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error
 
 
 def _tokens_prompt(prompt: Prompt, salt: str) -> dict[str, Any]:
