@@ -119,7 +119,7 @@ class ModelNotFound(InvalidRequest):
 
 
 class TemplateMismatch(InvalidRequest):
-    """A templated string is not exactly what the policy's template renders."""
+    """A templated string is not exactly what the policy's template renders, or the model's template rewrites a text."""
 
     code = "template-mismatch"
 

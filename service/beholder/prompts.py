@@ -1,10 +1,11 @@
 """Conversation, response and images -> the token ids that the model reads.
 
 Training, export and every engine render here, so train and serve cannot drift apart. The chat template is rendered
-once for each shape of conversation, with a sentinel in place of every text; the texts are then put in verbatim. So no
-text is ever interpreted by the template, and a special token written in a text (`<|im_end|>`, an image placeholder)
-is encoded as plain characters: it cannot end a turn, add an image or cut a response. For text without special tokens
-the ids are exactly those of the rendered string.
+once for each shape of conversation, with a sentinel in place of every text; the texts are then put in. So no text is
+ever interpreted by the template, and a special token written in a text (`<|im_end|>`, an image placeholder) is encoded
+as plain characters: it cannot end a turn, add an image or cut a response. For text without special tokens the ids are
+exactly those of the rendered string: where the template trims texts (Llama 3) they are trimmed, and what it rewrites in
+other ways (thoughts, Qwen3) is refused.
 
 A model that was trained without images, or with blank ones, is shown what it was trained on, whatever a sample holds.
 
@@ -22,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from beholder.errors import CheckpointError, EmptyResponse, ImageMismatch, InvalidText
+from beholder.errors import CheckpointError, EmptyResponse, ImageMismatch, InvalidText, TemplateMismatch
 from beholder.images import LoadedImage, blank_image
 from beholder.token_bound import TokenBound, token_bound
 
@@ -77,6 +78,8 @@ def without_images(conversation: Conversation) -> Conversation:
 _SENTINEL = "\ue0f0{}\ue0f1"
 _SENTINEL_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
 _Shape = tuple[tuple[Role, tuple[bool, ...]], ...]  # a conversation without its texts; True is an image slot
+_REWRITTEN: Final = ("  a\t", "\n\na\n\n", "<think>\na\n</think>\n\na", "a</think>a", "<image> [INST] a </s>")
+"""Texts that chat templates are known to write otherwise than they are given."""
 
 
 class PromptRenderer:
@@ -98,6 +101,7 @@ class PromptRenderer:
         self._pieces = lru_cache(maxsize=256)(self._render_pieces)
         self._short = lru_cache(maxsize=1024)(self._encode_text)
         self._last = lru_cache(maxsize=4)(self._encode_text)
+        self._rewrites = self._finds_rewritten()
         self._check_exact()
 
     @classmethod
@@ -131,7 +135,7 @@ class PromptRenderer:
     def render(self, conversation: Conversation, response: str, images: Sequence[LoadedImage] = ()) -> Prompt:
         """The prompt for `response` as the assistant's answer to `conversation`, as the model was trained to read it.
 
-        Raises EmptyResponse, ImageMismatch, InvalidText.
+        Raises EmptyResponse, ImageMismatch, InvalidText, TemplateMismatch.
         """
         if not response.strip():
             raise EmptyResponse("the response is empty: a reward needs a response")
@@ -147,11 +151,13 @@ class PromptRenderer:
         return Prompt(self.token_ids(conversation, response), tuple(images))
 
     def token_ids(self, conversation: Conversation, response: str) -> tuple[int, ...]:
-        """The ids alone; one placeholder an image slot."""
+        """The ids alone; one placeholder an image slot. Raises InvalidText, TemplateMismatch."""
         turns = (*conversation, Turn("assistant", (response,)))
         shape = tuple((turn.role, tuple(isinstance(part, ImageSlot) for part in turn.parts)) for turn in turns)
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
         pieces = self._pieces(shape)
+        if self._rewrites:
+            texts = _as_written(self._rendered(shape, texts), pieces, texts)
         return tuple(self._encode(pieces, texts))
 
     def least_tokens(self, conversation: Conversation, response: str) -> int:
@@ -178,31 +184,43 @@ class PromptRenderer:
 
     def _render_pieces(self, shape: _Shape) -> tuple[str, ...]:
         """The template's own text around the n texts of a conversation: n + 1 pieces."""
+        count = _text_count(shape)
+        rendered = self._rendered(shape, [_SENTINEL.format(index) for index in range(count)])
+        found = [int(number) for number in _SENTINEL_PATTERN.findall(rendered)]
+        if found != list(range(count)):
+            raise CheckpointError(
+                f"the chat template must show each of the {count} texts once and in order; it shows {found}"
+            )
+        return tuple(_SENTINEL_PATTERN.split(rendered)[::2])
+
+    def _rendered(self, shape: _Shape, texts: Sequence[str]) -> str:
+        """The conversation as the template writes it."""
+        remaining = iter(texts)
         messages: list[dict[str, Any]] = []
-        text_count = 0
         for role, parts in shape:
-            content: list[dict[str, str]] = []
-            for is_image in parts:
-                if is_image:
-                    content.append({"type": "image"})
-                else:
-                    content.append({"type": "text", "text": _SENTINEL.format(text_count)})
-                    text_count += 1
+            content: list[dict[str, str]] = [
+                {"type": "image"} if is_image else {"type": "text", "text": next(remaining)} for is_image in parts
+            ]
             if self.image_token_id is None:  # the templates of text models take a string
                 messages.append({"role": role, "content": "".join(part["text"] for part in content)})
             else:
                 messages.append({"role": role, "content": content})
         try:
-            rendered = self._template.apply_chat_template(messages, tokenize=False)
+            return str(self._template.apply_chat_template(messages, tokenize=False))
         except Exception as error:
             # Chat templates are programs of the checkpoint and raise what they like.
             raise CheckpointError(f"the chat template fails on roles {[role for role, _ in shape]}: {error}") from None
-        found = [int(number) for number in _SENTINEL_PATTERN.findall(rendered)]
-        if found != list(range(text_count)):
-            raise CheckpointError(
-                f"the chat template must show each of the {text_count} texts once and in order; it shows {found}"
-            )
-        return tuple(_SENTINEL_PATTERN.split(rendered)[::2])
+
+    def _finds_rewritten(self) -> bool:
+        """Whether the template writes some texts otherwise than they are given."""
+        return any(self._writes_otherwise(shape, text) for shape in _PROBED for text in _REWRITTEN)
+
+    def _writes_otherwise(self, shape: _Shape, text: str) -> bool:
+        try:
+            texts = [text] * _text_count(shape)
+            return self._rendered(shape, texts) != _joined(self._pieces(shape), texts)
+        except CheckpointError:
+            return False  # it takes no such conversation
 
     def _encode(self, pieces: tuple[str, ...], texts: list[str]) -> list[int]:
         """Special tokens count in the template's pieces alone; between two of them everything is encoded as one."""
@@ -236,10 +254,9 @@ class PromptRenderer:
         """Segment by segment must give the ids of the whole string, or stock clients would get other scores."""
         question, answer = "Which  one is it?\n(a) or (b)", "It is é, the 2nd one."
         slots = () if self.image_token_id is None else (True,)
-        conversation = single_turn(question, len(slots))
-        before, between, after = self._pieces((("user", (*slots, False)), ("assistant", (False,))))
-        whole = self._template(before + question + between + answer + after, add_special_tokens=False)["input_ids"]
-        if self.token_ids(conversation, answer) != tuple(whole):
+        rendered = self._rendered((("user", (*slots, False)), ("assistant", (False,))), [question, answer])
+        whole = self._template(rendered, add_special_tokens=False)["input_ids"]
+        if self.token_ids(single_turn(question, len(slots)), answer) != tuple(whole):
             raise CheckpointError(
                 "this tokenizer encodes text beside special tokens in a way that Beholder cannot reproduce"
             )
@@ -247,6 +264,36 @@ class PromptRenderer:
             raise CheckpointError(
                 f"the chat template gives an image {whole.count(self.image_token_id)} placeholders, not 1"
             )
+
+
+_PROBED: Final[tuple[_Shape, ...]] = tuple(
+    tuple((role, (False,)) for role in roles)
+    for roles in (("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2)
+)
+
+
+def _text_count(shape: _Shape) -> int:
+    return sum(not is_image for _, parts in shape for is_image in parts)
+
+
+def _joined(pieces: Sequence[str], texts: Sequence[str]) -> str:
+    return "".join(piece + text for piece, text in zip(pieces, [*texts, ""], strict=True))
+
+
+def _as_written(rendered: str, pieces: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """The texts as the template has written them between its pieces: whole, or trimmed. Raises TemplateMismatch."""
+    written: list[str] = []
+    position = len(pieces[0])
+    for text, piece in zip(texts, pieces[1:], strict=True):
+        trimmed = (text, text.rstrip(), text.lstrip(), text.strip(), text.lstrip("\n"), text.strip("\n"))
+        written.append(next((each for each in trimmed if rendered.startswith(each + piece, position)), text))
+        position += len(written[-1]) + len(piece)
+    if _joined(pieces, written) != rendered:
+        raise TemplateMismatch(
+            "the model's chat template rewrites a text of the conversation, which would be scored as something else: "
+            "leave thoughts (<think>) and marks of the template out of it"
+        )
+    return written
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from beholder.errors import (
     ImageTooLarge,
     InvalidText,
     PromptTooLong,
+    TemplateMismatch,
 )
 from beholder.images import load_image_file
 from beholder.records.problems import Problem, counts
@@ -32,6 +33,7 @@ _KINDS: tuple[tuple[type[BeholderError], str], ...] = (
     (ImageNotFound, "missing-image"),
     (ImageError, "unreadable-image"),
     (InvalidText, "invalid-text"),
+    (TemplateMismatch, "rewritten-text"),
 )
 
 

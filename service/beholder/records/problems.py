@@ -24,6 +24,7 @@ KINDS = {
     "bad-best": "'best' is no index of a response",
     "ties-only": "no two responses of different quality",
     "invalid-text": "text that is not valid Unicode",
+    "rewritten-text": "text that the base's chat template rewrites, such as thoughts",
     "bad-image-field": "images that are neither paths nor bytes, or <image> between the words of a prompt",
     "unknown-image-field": "an image under a name that is not known",
     "missing-image": "an image file that does not exist",
