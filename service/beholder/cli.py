@@ -226,7 +226,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _adopt(options: argparse.Namespace) -> int:
     if find_spec("torch") is None:
-        raise ConfigurationError("adopting computes rewards with torch: pip install 'beholder[transformers]'")
+        raise ConfigurationError(
+            "adopting computes rewards with torch: pip install '.[transformers]' in Beholder's checkout"
+        )
     from beholder.adopting.adopt import adopt
 
     checkpoint = adopt(

@@ -229,7 +229,10 @@ class OpenRLHFRequest(_TrainerShape):
             raise ValueError(f"`query` has {len(self.query)} strings and `prompts` {len(self.prompts)}")
         for index, (query, prompt) in enumerate(zip(self.query, self.prompts, strict=True)):
             if not query.startswith(prompt):
-                raise ValueError(f"query[{index}] does not begin with prompts[{index}]")
+                raise ValueError(
+                    f"query[{index}] does not begin with prompts[{index}]: where OpenRLHF expands image places in it, "
+                    "use the Python file for it (docs/clients.md)"
+                )
         return self
 
 

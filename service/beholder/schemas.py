@@ -232,8 +232,8 @@ class ModelCard(_Strict):
     """A model that is served. `names` are what requests may have as `model`.
 
     `input`: what it was trained on of a request's images, and so reads: `image`, `text` (nothing) or `blank_image` (a
-    white square in place of each). `overlong` and what follows it are the service's settings: what it does with a prompt
-    of more than `max_tokens`, and which images it refuses.
+    white square in place of each). `overlong` and what follows it are the service's settings: what it does with a
+    prompt of more than `max_tokens`, and which images it refuses.
     """
 
     id: str

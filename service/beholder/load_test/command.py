@@ -55,7 +55,7 @@ def add(add_parser: Callable[..., argparse.ArgumentParser], form: dict[str, Any]
 def load_test(options: argparse.Namespace) -> int:
     """Run it and print the summary; 1 when a request did not get its scores."""
     if find_spec("httptools") is None:
-        raise ConfigurationError("load-test needs httptools: pip install 'beholder[service]'")
+        raise ConfigurationError("load-test needs httptools: pip install '.[service]' in Beholder's checkout")
     from beholder.load_test.running import Load, run
     from beholder.load_test.summary import as_json, as_text, summarise
 

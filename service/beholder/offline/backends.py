@@ -123,7 +123,8 @@ class ServiceBackend:
             raise EngineUnavailable(f"{url}: {first_line(error)}: is a Beholder service running there?") from None
         if unsaid := [name for name in _DECIDING if name not in card]:
             raise ConfigurationError(
-                f"{url} does not say {', '.join(unsaid)}: the service is of another version of Beholder; use its score-file"
+                f"{url} does not say {', '.join(unsaid)}: the service is of another version of Beholder, whose "
+                "score-file is to be used"
             )
         return card
 
