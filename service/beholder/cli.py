@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from beholder.load_test import command as load_test
 from beholder.offline import commands as offline
 
 if TYPE_CHECKING:
+    from beholder.client import Ranking
     from beholder.settings import Settings
 
 EXAMPLES = """examples:
@@ -161,30 +163,28 @@ def _named_checkpoint(text: str) -> tuple[str, dict[str, str]]:
 def _score(options: argparse.Namespace) -> int:
     if len(options.response) != 1:
         raise ConfigurationError("score takes one --response; `beholder rank` takes several")
-    answer = _answer(options)
-    if options.json:
-        print(json.dumps(answer))
-    else:
-        print(_cells(answer, 0))
+    ranking = _ranking(options)
+    print(json.dumps(asdict(ranking)) if options.json else _cells(ranking, 0))
     return 0
 
 
 def _rank(options: argparse.Namespace) -> int:
-    answer = _answer(options)
+    ranking = _ranking(options)
     if options.json:
-        print(json.dumps(answer))
+        print(json.dumps(asdict(ranking)))
         return 0
-    for rank, index in enumerate(answer["order"]):
-        print(f"{rank}  {_cells(answer, index)}  {options.response[index]}")
+    for rank, index in enumerate(ranking.order):
+        print(f"{rank}  {_cells(ranking, index)}  {options.response[index]}")
     return 0
 
 
-def _cells(answer: dict[str, Any], index: int) -> str:
-    normalized = answer.get("normalized")
-    return f"{answer['scores'][index]:10.6f}" + (f"  {normalized[index]:+9.4f}" if normalized else "")
+def _cells(ranking: "Ranking", index: int) -> str:
+    normalized = f"  {ranking.normalized[index]:+9.4f}" if ranking.normalized else ""
+    cut = "  (prompt truncated)" if ranking.truncated[index] else ""
+    return f"{ranking.scores[index]:10.6f}{normalized}{cut}"
 
 
-def _answer(options: argparse.Namespace) -> dict[str, Any]:
+def _ranking(options: argparse.Namespace) -> "Ranking":
     if options.url is None:
         if options.model:
             raise ConfigurationError("--model names one of a service's models: give --url")
@@ -192,12 +192,10 @@ def _answer(options: argparse.Namespace) -> dict[str, Any]:
 
         settings = _local_settings(options.checkpoint)
         return asyncio.run(rank_locally(settings, options.prompt, options.image, options.response))
-    from dataclasses import asdict
-
     from beholder.client import RewardClient
 
     with RewardClient(options.url, model=options.model, retries=2) as client:
-        return asdict(client.rank(options.prompt, options.image, options.response))
+        return client.rank(options.prompt, options.image, options.response)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from beholder.errors import EngineUnavailable, own_copy
+from beholder.errors import EngineError, EngineUnavailable, own_copy
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -79,9 +79,12 @@ class Coalescer(Generic[Item, Result]):
     async def _answers(self, items: list[Item]) -> Sequence[Result | Exception]:
         """Knows no futures: an error's traceback holds this frame, which would be a cycle."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+            if len(answers) != len(items):
+                raise EngineError(f"there are {len(answers)} results for {len(items)} calls")
         except Exception as error:
             return [own_copy(error) for _ in items]
+        return answers
 
     @staticmethod
     def _fail(batch: "Sequence[tuple[Item, asyncio.Future[Result]]]", error: Exception) -> None:

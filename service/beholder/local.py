@@ -5,42 +5,62 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from beholder.checkpoint import Checkpoint, read_checkpoint, verify_files
-from beholder.engine import Engine
+from beholder.client import Ranking
+from beholder.engine import Engine, EngineScore
 from beholder.engine.choosing import create_engine
+from beholder.errors import TooManyImages
 from beholder.golden import GoldenResult, require_passed, score_golden
-from beholder.images import load_image_file
-from beholder.prompts import PromptRenderer, single_turn
+from beholder.images import LoadedImage, load_image_file
+from beholder.prompts import Conversation, PromptRenderer, single_turn
 from beholder.rewards import best_first, normalize, ranks
 from beholder.settings import Settings
+from beholder.truncation import score_fitting
 
 _log = logging.getLogger(__name__)
 
 
-async def rank_locally(
-    settings: Settings, prompt: str, images: Sequence[Path], responses: Sequence[str]
-) -> dict[str, Any]:
-    """What POST /rank answers, without usage. Raises BeholderError; images are read before the engine is loaded."""
+async def rank_locally(settings: Settings, prompt: str, images: Sequence[Path], responses: Sequence[str]) -> Ranking:
+    """What a service with these settings answers. Raises BeholderError; images are read before the engine is loaded."""
     if settings.chosen_engine == "fake":
         _log.warning("the fake engine's scores mean nothing")
+    if len(images) > settings.max_images:
+        raise TooManyImages(f"there are {len(images)} images, at most {settings.max_images} are accepted")
     loaded = [load_image_file(path, settings.image_limits) for path in images]
+    conversation = single_turn(prompt, len(loaded))
     async with trusted(settings) as (engine, checkpoint, renderer):
-        conversation = single_turn(prompt, len(loaded))
-        prompts = [renderer.render(conversation, response, loaded) for response in responses]
-        results = await asyncio.gather(*(engine.score(item) for item in prompts))
+        results = await asyncio.gather(
+            *(_score(settings, engine, renderer, conversation, response, loaded) for response in responses)
+        )
     scores = [result.logit for result in results]
     order = best_first(scores)
     calibration = checkpoint.manifest.calibration
-    return {
-        "scores": scores,
-        "normalized": normalize(scores, calibration) if calibration else None,
-        "ranks": ranks(order),
-        "order": order,
-        "best": order[0],
-        "fingerprint": checkpoint.fingerprint,
-    }
+    return Ranking(
+        scores=scores,
+        normalized=normalize(scores, calibration) if calibration else None,
+        ranks=ranks(order),
+        order=order,
+        best=order[0],
+        truncated=[result.truncated for result in results],
+        fingerprint=checkpoint.fingerprint,
+        prompt_tokens=sum(result.prompt_tokens for result in results),
+        cached_tokens=sum(result.cached_tokens for result in results),
+    )
+
+
+async def _score(
+    settings: Settings,
+    engine: Engine,
+    renderer: PromptRenderer,
+    conversation: Conversation,
+    response: str,
+    images: Sequence[LoadedImage],
+) -> EngineScore:
+    prompt = renderer.render(conversation, response, images)
+    if settings.overlong == "refuse":
+        return await engine.score(prompt)
+    return await score_fitting(engine.score, renderer, conversation, response, prompt)
 
 
 async def golden_locally(settings: Settings) -> list[GoldenResult]:

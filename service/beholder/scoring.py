@@ -23,7 +23,7 @@ from beholder.metrics import Metrics
 from beholder.models import Model
 from beholder.prompts import Conversation, Prompt
 from beholder.rewards import normalize
-from beholder.truncation import Shortening, first_cut
+from beholder.truncation import first_cut, score_fitting
 
 QUICK_CHARACTERS: Final = 8192
 """Of texts that are rendered on the event loop, in about two milliseconds."""
@@ -158,13 +158,9 @@ class Scorer:
 
     async def _score(self, sample: Sample, prompt: Prompt) -> EngineScore:
         with _naming(sample.place), self._metrics.stages.labels("engine").time():
-            try:
+            if not self._cuts:
                 return await self._score_prompt(prompt)
-            except PromptTooLong as error:
-                if not self._cuts:
-                    raise
-                shortening = Shortening(self._renderer, sample.conversation, sample.response, prompt)
-                return await shortening.score(self._score_prompt, error)
+            return await score_fitting(self._score_prompt, self._renderer, sample.conversation, sample.response, prompt)
 
     async def _score_prompt(self, prompt: Prompt) -> EngineScore:
         self._require_fit(prompt)

@@ -8,11 +8,12 @@ import asyncio
 import heapq
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from beholder.engine import EngineScore
 from beholder.errors import PromptTooLong
+from beholder.images import LoadedImage
 from beholder.prompts import Conversation, Prompt, PromptRenderer, without_images
 
 ATTEMPTS: Final = 4
@@ -47,41 +48,51 @@ def shorten(
     return _with_texts(conversation, cut)
 
 
-@dataclass(frozen=True, slots=True)
-class Shortening:
-    """A sample whose `prompt` is too long, of `conversation` and `response`."""
+async def score_fitting(
+    score_prompt: Callable[[Prompt], Awaitable[EngineScore]],
+    renderer: PromptRenderer,
+    conversation: Conversation,
+    response: str,
+    prompt: Prompt,
+) -> EngineScore:
+    """The score of `prompt`, which is that of `conversation` and `response`, or of a shorter one where it is too long.
 
-    renderer: PromptRenderer
-    conversation: Conversation
-    response: str
-    prompt: Prompt
+    Images are known to be as large only once the engine has expanded them, so this may take several tries. Raises
+    PromptTooLong when none fits.
+    """
+    try:
+        return await score_prompt(prompt)
+    except PromptTooLong as error:
+        return await _score_shortened(score_prompt, renderer, conversation, response, prompt.images, error)
 
-    async def score(
-        self, score_prompt: Callable[[Prompt], Awaitable[EngineScore]], error: PromptTooLong
-    ) -> EngineScore:
-        """The score of the prompt that fits. Raises PromptTooLong, at last `error`, when none does.
 
-        Images are known to be as large only once the engine has expanded them, so this may take several tries.
-        """
-        images = self.prompt.images
-        # What the model does not read has left the prompt already: its slots go too.
-        conversation = self.conversation if images else without_images(self.conversation)
-        abandoned = threading.Event()
-        try:
-            for _ in range(ATTEMPTS):
-                cut = await asyncio.to_thread(shorten, self.renderer, conversation, error, abandoned.is_set)
-                if cut is None:
-                    break
-                conversation = cut
-                shorter = await asyncio.to_thread(self.renderer.render, conversation, self.response, images)
-                try:
-                    return replace(await score_prompt(shorter), truncated=True)
-                except PromptTooLong as again:
-                    error = again
-            raise error
-        finally:
-            abandoned.set()
-            del error  # its traceback holds this frame: a cycle
+async def _score_shortened(
+    score_prompt: Callable[[Prompt], Awaitable[EngineScore]],
+    renderer: PromptRenderer,
+    conversation: Conversation,
+    response: str,
+    images: tuple[LoadedImage, ...],
+    error: PromptTooLong,
+) -> EngineScore:
+    """At last raises `error`."""
+    if not images:  # what the model does not read has left the prompt already: its slots go too
+        conversation = without_images(conversation)
+    abandoned = threading.Event()
+    try:
+        for _ in range(ATTEMPTS):
+            cut = await asyncio.to_thread(shorten, renderer, conversation, error, abandoned.is_set)
+            if cut is None:
+                break
+            conversation = cut
+            shorter = await asyncio.to_thread(renderer.render, conversation, response, images)
+            try:
+                return replace(await score_prompt(shorter), truncated=True)
+            except PromptTooLong as again:
+                error = again
+        raise error
+    finally:
+        abandoned.set()
+        del error  # its traceback holds this frame: a cycle
 
 
 def first_cut(renderer: PromptRenderer, conversation: Conversation, limit: int) -> Conversation:

@@ -41,8 +41,8 @@ def test_scores_are_those_of_rank(tiny_checkpoint: Path, scenes: Path, tmp_path:
     image = scenes.parent / record["img_path"]
     ranking = asyncio.run(rank_locally(settings, record["prompt"], [image], record["responses"]))
     found = [row for row in rows if row["line"] == 4]
-    assert [row["score"] for row in found] == pytest.approx(ranking["scores"], abs=1e-5)
-    assert [row["normalized"] for row in found] == pytest.approx(ranking["normalized"], abs=1e-5)
+    assert [row["score"] for row in found] == pytest.approx(ranking.scores, abs=1e-5)
+    assert [row["normalized"] for row in found] == pytest.approx(ranking.normalized, abs=1e-5)
 
 
 def test_every_layout_is_scored(fake: Settings, tmp_path: Path) -> None:

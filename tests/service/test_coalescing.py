@@ -45,6 +45,14 @@ async def test_what_comes_while_it_is_busy_goes_together() -> None:
     await squares.coalescer.stop()
 
 
+async def test_a_wrong_number_of_results_is_an_error_of_that_call() -> None:
+    short: Coalescer[int, int] = Coalescer(lambda items: [item**2 for item in items if item != 13], 3, "short")
+    found = await asyncio.gather(*map(short.submit, (2, 13)), return_exceptions=True)
+    assert [str(error) for error in found] == ["there are 1 results for 2 calls"] * 2
+    assert await short.submit(5) == 25
+    await short.stop()
+
+
 async def test_an_error_is_one_callers_or_the_whole_calls() -> None:
     squares = Squares()
     squares.may.set()

@@ -131,6 +131,4 @@ def settings(folder: Path) -> Settings:
 def served(folder: Path, record: Record) -> list[float]:
     """Scores of the responses to a record that has an image, by the engine that serves."""
     assert record.images
-    answer = asyncio.run(rank_locally(settings(folder), record.prompt, record.images, record.responses))
-    scores: list[float] = answer["scores"]
-    return scores
+    return asyncio.run(rank_locally(settings(folder), record.prompt, record.images, record.responses)).scores

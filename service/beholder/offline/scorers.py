@@ -37,7 +37,7 @@ from beholder.offline.tasks import Outcome, Task
 from beholder.prompts import Conversation, Prompt, PromptRenderer, single_turn
 from beholder.rewards import normalize
 from beholder.settings import Settings
-from beholder.truncation import Shortening, first_cut
+from beholder.truncation import first_cut, score_fitting
 
 ATTEMPTS: Final = 3
 """For a response that the engine, or a service, fails on while it scores others."""
@@ -125,13 +125,9 @@ class EngineScorer:
         return self._of_score(await self._score_item(item))
 
     async def _score_item(self, item: _Item) -> EngineScore:
-        try:
+        if not self._cuts:
             return await self._engine.score(item.prompt)
-        except PromptTooLong as error:
-            if not self._cuts:
-                raise
-            shortening = Shortening(self._renderer, item.conversation, item.response, item.prompt)
-            return await shortening.score(self._engine.score, error)
+        return await score_fitting(self._engine.score, self._renderer, item.conversation, item.response, item.prompt)
 
     def _of_score(self, score: EngineScore) -> Outcome:
         normalized = normalize([score.logit], self._calibration)[0] if self._calibration else None
