@@ -108,7 +108,7 @@ class Checkpoint:
         return self.manifest.fingerprint
 
     def renderer(self) -> PromptRenderer:
-        """Of prompts as the model was trained to read them. Raises CheckpointError."""
+        """Renders prompts as the model was trained to read them. Raises CheckpointError."""
         return PromptRenderer.from_folder(self.folder, self.manifest.input)
 
     def golden(self) -> list[GoldenSample]:

@@ -26,15 +26,15 @@ _JPEG_FILL: Final = 16
 """Bytes between segments that count as one."""
 _JPEG_EXIF: Final = re.compile(rb"\xff\xe1..Exif\0\0", re.DOTALL)
 _EXIF_PARTS: Final = 10
-"""What a segment of it counts: Pillow copies all that it has for each, and few files have more than one."""
+"""How many segments one of EXIF counts as: for each Pillow copies all EXIF before it, and few files have two."""
 _SEARCHED_BYTES: Final = 2**20
 _MAX_JPEG_SEGMENTS: Final = 10_000
-"""Of the whole file: a scan is one too. An empty one has 4 bytes, so a hostile file could have millions."""
+"""The most segments of a whole file, scans included. An empty one takes 4 bytes: a hostile file could have millions."""
 
 _MAX_JPEG_HEADER: Final = 1000
 """Cameras write tens, a large colour profile or a depth map some hundred."""
 _MAX_PARTS: Final = 10_000
-"""Of a small file of another format; of a large one so many more as its picture data has."""
+"""The most parts of a small file in another format; a large one may have as many more as its picture data needs."""
 _PNG_PART, _GIF_PART = 2048, 128
 """Bytes. The picture data comes in chunks of 8 kB from libpng, in blocks of 255 bytes from all encoders of GIF."""
 
@@ -152,7 +152,7 @@ def _next_jpeg_marker(data: bytes, position: int) -> re.Match[bytes] | None:
 
 
 def _gif_blocks(data: bytes) -> Iterator[int]:
-    """Of each block what it is, and 0 for each block of bytes in it, until the end or what is no block."""
+    """Each block's kind, and 0 for each block of bytes in it, up to the end or the first that is no block."""
     try:
         position = _GIF_HEADER + _colours(data[10])
         while (kind := data[position]) in (_GIF_IMAGE, _GIF_EXTENSION):

@@ -19,7 +19,7 @@ from beholder.images import ImageLimits, LoadedImage, decode_base64, load_image
 from beholder.metrics import Metrics
 
 QUICK_CHARACTERS: Final = 2**17
-"""Of a request's base64 that are hashed on the event loop, in a third of a millisecond."""
+"""A request's base64 up to this length is hashed on the event loop, in a third of a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from beholder.errors import InvalidRequest, Overloaded
 from beholder.metrics import Metrics
 
 READING_S: Final = 1.0
-"""As long a request that was not read yet holds its place: slow senders must not hold all."""
+"""Seconds for which a request whose body has not arrived keeps its place: slow senders must not hold them all."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +25,8 @@ class Places:
 class InFlight:
     """At most `limit` places are held.
 
-    A request that is let in is not refused once the work of reading it was done, unless it is slow or has many samples.
+    An admitted request is not refused later, unless its body arrives too slowly or it has more samples than there are
+    free places.
     """
 
     def __init__(self, limit: int, metrics: Metrics) -> None:

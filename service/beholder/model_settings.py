@@ -45,7 +45,7 @@ ENGINE_ARGS: Final[dict[str, frozenset[str]]] = {
 MEMORY_ARGS: Final = ("gpu_memory_utilization", "kv_cache_memory_bytes")
 """What memory_share divides among several models."""
 ROUNDING: Final = 1e-6
-"""Of a sum of shares."""
+"""How far a sum of shares may exceed what there is, through rounding."""
 
 MemoryShare = Annotated[float | None, Field(gt=0, le=1)]
 

@@ -24,7 +24,7 @@ CODE_KEY: Final = "beholder.code"
 ID_KEY: Final = "beholder.request_id"
 SHOWN_ERRORS: Final = 20
 MOST_FAULTS: Final = 1000
-"""Of more faults none is shown: each is found at once or all are, as an object, to show a few."""
+"""Above this many faults none is listed: pydantic makes an object of each, to show a few."""
 CLIENT_GONE: Final = 499
 """nginx's status for this; nobody reads it but the metrics."""
 

@@ -40,7 +40,8 @@ class ImageSlot:
 IMAGE: Final = ImageSlot()
 MAX_KEPT_CHARACTERS: Final = 2048
 MAX_LAST_CHARACTERS: Final = 2**20
-"""Of longer texts the last few are kept, up to this length: the responses of a request share a prompt."""
+"""Longer texts than MAX_KEPT_CHARACTERS are kept up to this length, but only the last few: the responses of a request
+share a prompt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from typing import Final, Protocol, Self
 WINDOW: Final = 256
 """Entries that wait longest, of which a batch is made: enough to find rows of one length."""
 LEAST_SHARED: Final = 1 / 8
-"""The part of its tokens that an entry shares with a row that it joins: an image or a question, not a template alone.
+"""The least share of its tokens that an entry must have in common with a row to join it: an image or a question, not
+just the chat template.
 
 What is shared is computed once, and its image encoded once, which pays even where responses are long.
 """

@@ -26,7 +26,7 @@ from beholder.rewards import normalize
 from beholder.truncation import first_cut, score_fitting
 
 QUICK_CHARACTERS: Final = 8192
-"""Of texts that are rendered on the event loop, in about two milliseconds."""
+"""Texts up to this length together are rendered on the event loop, in about two milliseconds."""
 PART_CHARACTERS: Final = 8
 """What a part costs beside its characters: empty ones are work too."""
 
@@ -178,7 +178,7 @@ class Scorer:
 
 
 def _characters(samples: Sequence[Sample]) -> int:
-    """Of all texts that must be encoded, with something for each part."""
+    """The length of all texts that must be encoded, with something added for each part."""
     parts = [part for sample in samples for turn in sample.conversation for part in turn.parts]
     texts = sum(len(part) for part in parts if isinstance(part, str)) + sum(len(sample.response) for sample in samples)
     return texts + PART_CHARACTERS * len(parts)

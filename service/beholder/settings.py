@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 lets other machines in."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """0 takes a free one."""
+    """The port to listen on; 0 takes a free one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is logged, to standard error."""
     log_requests: bool = True
@@ -74,9 +74,9 @@ class Settings(BaseSettings):
     dtype: Dtype | None = None
     """float32, bfloat16 or float16; None takes the checkpoint's."""
     max_model_len: int = Field(default=8192, ge=16)
-    """Tokens of prompt, expanded images and response; capped by what the model was built for."""
+    """The most tokens of prompt, expanded images and response together; never more than the model was built for."""
     max_images: int = Field(default=4, ge=1)
-    """Images in one conversation."""
+    """The most images in one conversation."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """The engine's own arguments, as YAML or JSON: of vLLM those that change speed and memory, such as
     {gpu_memory_utilization: 0.8, tensor_parallel_size: 2}; of transformers max_batch_tokens, patience_s and
@@ -97,57 +97,58 @@ class Settings(BaseSettings):
     metrics_need_key: bool = False
     """Ask for a key on /metrics too."""
     max_concurrent_per_key: int | None = Field(default=None, ge=1)
-    """Requests of one key that may be in flight."""
+    """The most requests in flight with one key; None sets no limit."""
     shed_status: Annotated[Literal[503, 429], BeforeValidator(_number)] = 503
-    """What overload is answered with; many clients give up on a 4xx."""
+    """The HTTP status that overload is answered with; many clients give up on a 4xx."""
 
     image_store: Path | None = None
     """A folder, which replicas may share, for images sent ahead; None keeps them in memory."""
     image_store_bytes: int = Field(default=4 * 2**30, ge=1)
-    """New images are refused above this; none is dropped before its time."""
+    """The most bytes of images sent ahead; above it new ones are refused, and none is dropped before its time."""
     image_ttl_s: float = Field(default=6 * 3600, gt=0)
-    """How long an image stays after it was last sent."""
+    """Seconds that an image sent ahead is kept after it was last sent."""
     image_url_hosts: Names = ()
     """Hosts that images may be fetched from (`*.example.com` for all below); none turns {"url": ..} off."""
     image_url_http: bool = False
-    """Fetch from http:// too."""
+    """Fetch images from http:// URLs too."""
     image_url_timeout_s: float = Field(default=10, gt=0)
-    """For one URL, its redirects included."""
+    """Seconds for fetching one image URL, its redirects included."""
     image_url_redirects: int = Field(default=3, ge=0)
-    """How many are followed."""
+    """The most redirects that are followed for one image URL."""
 
     max_image_bytes: int = Field(default=LIMITS.max_bytes, ge=1)
-    """Of one image file."""
+    """The largest image file that is accepted, in bytes."""
     max_image_pixels: int = Field(default=LIMITS.max_pixels, ge=1)
-    """Width times height of one image."""
+    """The largest image that is accepted, in pixels (width times height)."""
     max_image_aspect: float = Field(default=LIMITS.max_aspect, ge=1)
-    """Longer over shorter side of one image."""
+    """The greatest ratio of an image's longer side to its shorter one that is accepted."""
     max_image_frames: int = Field(default=LIMITS.max_frames, ge=1)
-    """Of an animated image, of which the first is scored."""
+    """The most frames of an animated image that is accepted; only the first is scored."""
     max_decoded_pixels: int = Field(default=256_000_000, ge=1)
-    """Pixels of decoded images, those of all requests and those kept for the next; Pillow takes 4 bytes for each."""
+    """The most pixels of decoded images in memory, for all requests and kept for later ones; each takes 4 bytes."""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
-    """Of one request."""
+    """The largest request body that is accepted, in bytes."""
     max_body_bytes_in_flight: int = Field(default=2 * 2**30, ge=1)
-    """Of all requests together, and as many again of what their image URLs lead to; more are refused with
-    `overloaded`."""
+    """The most bytes of all request bodies in memory, and as many again of images fetched from URLs; above it requests
+    are refused with `overloaded`."""
     body_timeout_s: float = Field(default=60, gt=0)
-    """For a body, from the headers on; for what an answer left unread; for a client to take more of an answer."""
+    """Seconds for a request's body to arrive after its headers, for the unread rest of a body after the answer, and for
+    a client to accept more of an answer."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)
-    """URL and headers of one request."""
+    """The most bytes of a request's URL and headers."""
     header_timeout_s: float = Field(default=10, gt=0)
-    """From a request's first byte, or the connection's beginning, to the end of its headers."""
+    """Seconds from a request's first byte, or from the connection's beginning, to the end of its headers."""
 
     score_cache_bytes: int = Field(default=64 * 2**20, ge=0)
-    """Memory for scores, so that a sample that is sent again gets the identical one; 0 keeps none."""
+    """Bytes of memory for scores, so that a sample that is sent again gets the identical one; 0 keeps none."""
     max_in_flight: int = Field(default=4096, ge=1)
-    """Samples accepted and not yet answered; more are refused with `overloaded`."""
+    """The most samples accepted and not yet answered; above it requests are refused with `overloaded`."""
     request_deadline_s: float = Field(default=300, gt=0)
-    """After so long a request is answered with `deadline-exceeded`, and what it queued is cancelled."""
+    """Seconds after which a request is answered with `deadline-exceeded`, and what it queued is cancelled."""
     drain_delay_s: float = Field(default=5, ge=0)
-    """How long new requests are still accepted after SIGTERM, until load balancers have seen /readyz."""
+    """Seconds for which new requests are still accepted after SIGTERM, until load balancers have seen /readyz."""
     drain_timeout_s: float = Field(default=120, ge=1)
-    """How long accepted requests may take to finish after that."""
+    """Seconds that accepted requests may take to finish after that."""
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -23,7 +23,7 @@ class TokenBound:
     composes: bool
 
     def least_tokens(self, texts: Iterable[str]) -> int:
-        """Fewer tokens than this have these texts together never."""
+        """A lower bound on the number of tokens of these texts together."""
         characters = sum(len(text) // (_COMPOSED if self.composes and not text.isascii() else 1) for text in texts)
         return -(-characters // self.longest)
 

@@ -20,7 +20,7 @@ ATTEMPTS: Final = 4
 """Text that is cut may encode to a few tokens more or fewer than were counted."""
 
 _Place = tuple[int, int]
-"""Of a text: the index of its turn, and of the part in it."""
+"""Where a text stands: the index of its turn, and of the part in the turn."""
 
 
 def shorten(

@@ -131,7 +131,8 @@ def without_pairs(item: Item) -> Item:
 
 
 def _tokens(items: Sequence[Item]) -> int:
-    """Of the branch that has more: a proxy's blank images may take more than the pictures, or its base may."""
+    """The padded tokens of the branch that has more: a proxy's blank images, or its base, may take more than the
+    pictures."""
     branches = [item.main for item in items], [item.proxy for item in items]
     return max(padded_tokens([group for groups in branch for group in groups]) for branch in branches)
 

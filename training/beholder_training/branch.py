@@ -164,7 +164,7 @@ def on_accelerator(branch: Branch) -> Iterator[None]:
 
 
 def padded_tokens(rows: Sequence[EncodedGroup]) -> int:
-    """Of a forward of these rows, as long as the longest."""
+    """Tokens of one forward over these rows, each padded to the longest."""
     return len(rows) * max((len(group.packed.token_ids) for group in rows), default=0)
 
 

@@ -27,7 +27,7 @@ def identity(config: TrainingConfig, records: Sequence[Record], processes: int) 
 
 
 def files_identity(config: TrainingConfig, records: Sequence[Record], bases: Sequence[Path]) -> dict[str, Any]:
-    """Of the files behind it, as this machine has them: another one may have copies, of another time."""
+    """What identifies the files behind a run on this machine; another machine may have copies, of another time."""
     images = sorted({path for record in records for path in record.images})
     cache = config.image_cache or default_image_cache()
     files = sorted(path for base in dict.fromkeys(bases) for pattern in BASE_FILES for path in base.glob(pattern))

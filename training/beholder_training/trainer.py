@@ -128,7 +128,7 @@ class RewardTrainer(Trainer):
         return items[:left] if left > 0 else [without_pairs(items[0])]
 
     def _plan(self, items: list[Item]) -> tuple[list[list[Item]], float]:
-        """The step's micro-batches, as many on every process, and its pairs over all processes, a process's share.
+        """The step's micro-batches, equally many on every process, and the step's pairs over the number of processes.
 
         The processes also agree here on whether to stop after the step, and whether any of them sees a picture in it.
         """

@@ -68,7 +68,7 @@ class VisionCache:
 
     @torch.no_grad()
     def _features(self, keys: Sequence[str], rows: Sequence[int], inputs: Any, options: Any) -> Tree:
-        """Of all pictures, joined."""
+        """The features of all pictures, joined."""
         pixels, grid = _pixels(inputs, options), options.get("grid_thw")
         found = {key: self._kept.get(key) for key in dict.fromkeys(keys)}
         missing = [key for key, kept in found.items() if kept is None]

@@ -78,7 +78,7 @@ def read_score(answer: Mapping[str, Any]) -> Score:
 
 
 def read_ranking(answer: Mapping[str, Any], count: int) -> Ranking:
-    """Of `count` responses. Raises EngineError on an answer that is not one."""
+    """The ranking of `count` responses. Raises EngineError on an answer that is not one."""
     _rewards(answer, "scores", count)
     truncated = answer.get("truncated", [False] * count)
     if not isinstance(truncated, list) or len(truncated) != count:

@@ -64,7 +64,7 @@ class GroupEngine(Protocol):
     """An engine that takes many prompts at less cost than one by one."""
 
     async def score_group(self, prompts: Sequence[Prompt]) -> list[EngineScore | BaseException]:
-        """Of each prompt, in order, its score or what `score` would raise."""
+        """Each prompt's score, in order, or what `score` would raise for it."""
 
 
 async def score_group(engine: Engine, prompts: Sequence[Prompt]) -> list[EngineScore | BaseException]:

@@ -12,7 +12,7 @@ from beholder.prompts import Prompt
 
 MAX_BYTES: Final = 32 * 2**20
 TOKEN_BYTES: Final = 36
-"""Of a Python integer and the reference to it."""
+"""What a Python integer and the reference to it take."""
 ENTRY_BYTES: Final = 2000
 BESIDE: Final = 1
 """Tokens behind the last placeholder that must agree too: a processor may look for more than the placeholder."""

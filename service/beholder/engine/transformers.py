@@ -145,7 +145,7 @@ class TransformersEngine:
         return model, encoder
 
     def _encode(self, groups: Sequence[Sequence[Prompt]]) -> list[list[_Sample | Exception]]:
-        """Of each group's prompts their samples, or why there is none."""
+        """The samples of each group's prompts; an error stands in the place of one that there is none of."""
         if self._encoder is None:
             raise EngineUnavailable("the engine is not running")
         samples = self._samples(self._encoder, [prompt for group in groups for prompt in group])

@@ -38,9 +38,9 @@ CPU_DEFAULTS: Final[dict[str, Any]] = {
 LEAST_STEP_TOKENS: Final = 2048
 """vLLM's own for a server on a CPU."""
 STEP_BYTES: Final = 16 * 2**20
-"""Of a layer's widest values in a step: about what the caches hold. A step has a cost of its own, which only narrow
-models notice: with half a million weights, steps of 8,192 tokens scored a third more a second than of 2,048; with 80M
-weights, a seventh less."""
+"""Bytes of a layer's widest activations in a step: about what the caches hold. A step has a cost of its own, which only
+narrow models notice: with half a million weights, steps of 8,192 tokens scored a third more a second than of 2,048;
+with 80M weights, a seventh less."""
 
 
 EXACT_FLOAT32: Final = {"TRITON_F32_DEFAULT": "ieee", "NVIDIA_TF32_OVERRIDE": "0"}

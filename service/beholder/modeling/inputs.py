@@ -22,7 +22,7 @@ from beholder.modeling.packing import IMAGE_TYPE, PADDING, Packed, pack
 from beholder.prompts import Prompt
 
 _PIXELS_TOGETHER: Final = 2**20
-"""Of the images that are processed in one call: for small ones its overhead is the most, large ones fill memory."""
+"""Pixels of the images processed in one call: for small images the call itself costs most, large ones fill memory."""
 
 _TILES: Final = "crop_to_patches"
 """InternVLProcessor cuts every picture into tiles, and so does vLLM, which calls it, whatever the folder has stored:

@@ -20,7 +20,7 @@ from beholder.modeling.packing import Packed
 
 NAME: Final = "beholder_packed"
 GAIN: Final = 2
-"""How many times fewer entries it must compute: gathering keys and scattering results costs too."""
+"""The packed form is used where it computes this many times fewer entries: gathering and scattering cost too."""
 WORTHWHILE: Final = 2**20
 """Entries of the full mask, of all rows, below which the masked form is quicker."""
 ONLY_LAST: Final = "beholder_only_last"

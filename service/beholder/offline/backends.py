@@ -31,9 +31,9 @@ _ACCEPTANCE: Final = (
     "max_image_aspect",
     "max_image_frames",
 )
-"""Settings, which a model's card says too: whether a response is scored, and whether its prompt is cut."""
+"""Settings that decide whether a response is scored, and whether its prompt is cut; a model's card has them too."""
 _DECIDING: Final = ("fingerprint", "engine", "dtype", "input", "calibrated", "max_tokens", *_ACCEPTANCE)
-"""Of a model's card: of two services that differ in one, scores or refusals would not be of one kind."""
+"""What two services' cards must agree in, or their scores and refusals would not be of one kind."""
 _SWITCH_S: Final = 0.0005
 _ENGINE_ARGS: Final[dict[str, dict[str, Any]]] = {
     "vllm": {"mm_processor_cache_gb": 0.5},

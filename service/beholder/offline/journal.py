@@ -25,7 +25,7 @@ _FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 
 class Journal:
     """Open for one process at a time. `about` is what decides a score or a refusal: a journal with another one is
-    refused, unless `restart` empties it. What only one of the two knows refuses nothing."""
+    refused, unless `restart` empties it. Names that only one of the two has are not compared."""
 
     def __init__(self, path: Path, about: dict[str, Any], *, restart: bool = False) -> None:
         self.path = path

@@ -60,7 +60,7 @@ def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def journal_path(output: Path) -> Path:
-    """Of what is scored so far."""
+    """The file that holds what is scored so far."""
     return output.with_name(f"{output.name}.partial")
 
 

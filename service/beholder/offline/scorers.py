@@ -63,7 +63,7 @@ class _Item:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """Of each response what is scored, or its error."""
+    """What is scored for each response, or its error."""
 
     items: list[_Item | Outcome]
     pixels: int
@@ -113,7 +113,7 @@ class EngineScorer:
         return outcomes
 
     async def _score_together(self, items: Sequence[_Item]) -> list[EngineScore | BaseException]:
-        """Of each its score or what failed; what is too long is shortened where the settings say so."""
+        """Each item's score, or what failed; what is too long is shortened where the settings say so."""
         scores = await score_group(self._engine, [item.prompt for item in items])
         long = [index for index, score in enumerate(scores) if self._cuts and isinstance(score, PromptTooLong)]
         shortened = (self._score_item(items[index]) for index in long)
@@ -271,7 +271,7 @@ async def _outcome(score: Callable[[], Awaitable[Outcome]], failure: BaseExcepti
 
 
 def _is_the_records(error: BeholderError) -> bool:
-    """Of what is wrong with a request, its slow body is the network's and its model the whole run's."""
+    """Whether the record is at fault: a slow body is the network's fault, and an unknown model the whole run's."""
     if isinstance(error, RequestTimeout | ModelNotFound):
         return False
     return isinstance(error, InvalidRequest | ImageError) or _is_failure(error)

@@ -12,7 +12,7 @@ from beholder.records.sources import Row
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one response: the raw logit (and in deviations, where calibrated), or the code and message of its error.
+    """One response's raw logit (and in deviations, where calibrated), or the code and message of its error.
 
     `truncated`: the conversation was shortened before.
     """

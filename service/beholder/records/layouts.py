@@ -102,7 +102,7 @@ def _question_and_answer(turns: Any, where: str) -> tuple[str, Any]:
 
 
 def _words(question: str) -> list[str]:
-    """Of POVID's two copies of a question, one may lack the image mark."""
+    """The question's words without the image mark, which one of POVID's two copies of a question may lack."""
     return question.replace(IMAGE_MARK, " ").split()
 
 

@@ -165,7 +165,7 @@ def _batch(file: Path, batch: Any, index: int, offset: int) -> Iterator[Row]:
 
 
 def _values(batch: Any) -> list[Any]:
-    """Of each row its value, or why a text of it cannot be decoded."""
+    """Each row's value, or the error where a text in it cannot be decoded."""
     try:
         values: list[Any] = batch.to_pylist()
         return values

@@ -28,9 +28,9 @@ IMAGES_FIELD: Final = "images"
 _BYTES: Final = "latin-1"
 """Text of it has a character for each byte, and gives the bytes back."""
 QUICK_FORM_BYTES: Final = 64 * 1024
-"""Of forms that are parsed on the event loop, in a few milliseconds even where they are made to be slow."""
+"""Forms up to this size are parsed on the event loop, in a few milliseconds even where they are made to be slow."""
 QUICK_BODY_BYTES: Final = 512 * 1024
-"""Of JSON that is parsed on the event loop, in about two milliseconds."""
+"""JSON up to this size is parsed on the event loop, in about two milliseconds."""
 MAX_VALUES: Final = 100_000
 """JSON values in a body: as many are read in less than half a second, during which the event loop stands still."""
 MAX_STRINGS: Final = 2 * MAX_VALUES

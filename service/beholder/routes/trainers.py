@@ -35,7 +35,7 @@ OPENRLHF: Final = TypeAdapter(OpenRLHFRequest)
 LLAMA_FACTORY: Final = TypeAdapter(LlamaFactoryRequest)
 SLIME: Final = TypeAdapter(SlimeRequest)
 MARK_TOKENS: Final = 2**16
-"""Of a string, at most, are the template's marks and those of images: no more is known before it is read."""
+"""The most tokens of a string that are the template's marks and those of images, as far as is known unread."""
 ChosenModel = Annotated[str | None, Query(max_length=4096, description="One of GET /models; the first if left out.")]
 
 

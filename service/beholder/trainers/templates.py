@@ -15,7 +15,7 @@ _EXPANDED: Final = {
     "<IMG_CONTEXT>": r"(?:<img>)?<IMG_CONTEXT>(?:</img>)?",  # InternVL
     "<image>": "<image>",  # LLaVA
 }
-"""Of each placeholder, what may stand once or more in the place of a run of it."""
+"""Each placeholder, and what may stand once or more in place of a run of it."""
 _RUNS: Final = re.compile("|".join(f"(?:{re.escape(token)})+" for token in _EXPANDED))
 _TEMPLATED: Final = tuple(token for token in _EXPANDED if token != "<image>")  # that one is a tag of data sets, too
 

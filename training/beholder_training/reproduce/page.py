@@ -49,7 +49,7 @@ def summary(results: Results) -> dict[str, Any]:
 
 
 def _differences(results: Results, start: Start) -> dict[str, Any]:
-    """Of every other variant, on the environments that it was trained on."""
+    """Every other variant's difference from standard training, on the environments that it was trained on."""
     variants = results.variants(start)
     standard = next((each for each in variants if each.algorithm == "standard"), None)
     if standard is None:
