@@ -37,7 +37,7 @@ from beholder.errors import (
     PromptTooLong,
 )
 from beholder.golden import require_passed, score_golden
-from beholder.images import LoadedImage, load_image, load_image_file
+from beholder.images import ImageLimits, LoadedImage, load_image, load_image_file
 from beholder.prompts import IMAGE, Prompt, PromptRenderer, Turn, single_turn
 from beholder.settings import Settings, load_settings
 
@@ -81,9 +81,10 @@ def image(golden_image: Path) -> LoadedImage:
 
 
 def picture(size: tuple[int, int], colour: tuple[int, int, int] = (200, 30, 30)) -> LoadedImage:
+    """However narrow it is."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
-    return load_image(buffer.getvalue())
+    return load_image(buffer.getvalue(), ImageLimits(max_aspect=1000))
 
 
 async def test_golden_samples_score_as_training_computed(
@@ -211,7 +212,9 @@ async def test_more_images_than_configured(vllm: VllmEngine, renderer: PromptRen
 async def test_a_picture_that_the_processor_does_not_take(vllm: VllmEngine, renderer: PromptRenderer) -> None:
     """As an error of the image, as with the transformers engine, and without the prompt, which vLLM quotes."""
     with pytest.raises(ImageError, match="the model's image processor does not take the image: absolute aspect ratio"):
-        await vllm.score(renderer.render(single_turn("p", 1), "r", [picture((2, 600))]))
+        await vllm.score(
+            renderer.render(single_turn("p", 1), "r", [picture((2, 600), limits=ImageLimits(max_aspect=1000))])
+        )
 
 
 async def test_too_long_a_text_is_refused_with_the_counts(vllm: VllmEngine, renderer: PromptRenderer) -> None:
