@@ -195,7 +195,30 @@ def test_keda_scales_on_samples_in_flight() -> None:
         "serverAddress": "http://prometheus-operated.monitoring:9090",
         "query": query,
         "threshold": "64",
+        "ignoreNullValues": "false",
     }
+
+
+def test_keda_takes_more_for_its_trigger() -> None:
+    keda = {
+        "serverAddress": "https://thanos",
+        "metadata": {"authModes": "bearer", "ignoreNullValues": "true"},
+        "authenticationRef": {"name": "thanos"},
+    }
+    (trigger,) = render({**PVC, "autoscaling": {"kind": "keda", "keda": keda}})["ScaledObject"]["spec"]["triggers"]
+    assert trigger["authenticationRef"] == {"name": "thanos"}
+    assert trigger["metadata"]["serverAddress"] == "https://thanos"
+    assert (trigger["metadata"]["authModes"], trigger["metadata"]["ignoreNullValues"]) == ("bearer", "true")
+
+
+@pytest.mark.parametrize("seconds", [1800, 600])
+def test_replicas_that_a_burst_started_stay_until_the_next(seconds: int) -> None:
+    given = {} if seconds == 1800 else {"scaleDownSeconds": seconds}
+    keda = {"kind": "keda", "keda": {"serverAddress": "http://p"}, **given}
+    advanced = render({**PVC, "autoscaling": keda})["ScaledObject"]["spec"]["advanced"]
+    hpa = render({**PVC, "autoscaling": {"kind": "hpa", **given}})["HorizontalPodAutoscaler"]["spec"]
+    for behavior in (advanced["horizontalPodAutoscalerConfig"]["behavior"], hpa["behavior"]):
+        assert behavior == {"scaleDown": {"stabilizationWindowSeconds": seconds}}
 
 
 @pytest.mark.parametrize(
