@@ -2,6 +2,7 @@
 # Run an image as a cluster would (read-only, all capabilities dropped, a plain user) and rank through it.
 # usage: docker/try.sh IMAGE CHECKPOINT    ENGINE=docker|podman (default: whichever answers)   PORT=8765
 #   RUN_FLAGS="--gpus all" for the CUDA image; podman: "--device nvidia.com/gpu=all"
+#   READY_S=180: how long the checkpoint may take to load
 set -eu
 image=$1
 checkpoint=$(realpath "$2")
@@ -15,10 +16,9 @@ container=$("$engine" run --detach --no-healthcheck --read-only --cap-drop all -
 trap '"$engine" rm --force --volumes "$container" >/dev/null' EXIT
 
 ask() { "$engine" exec "$container" "$@"; }
-tries=0
+give_up=$(($(date +%s) + ${READY_S:-180}))
 until ask python3 -c "import urllib.request as r; r.urlopen('http://127.0.0.1:$port/readyz')" 2>/dev/null; do
-    tries=$((tries + 1))
-    if [ "$tries" -gt 90 ] || [ "$("$engine" inspect --format '{{.State.Running}}' "$container")" != true ]; then
+    if [ "$(date +%s)" -ge "$give_up" ] || [ "$("$engine" inspect --format '{{.State.Running}}' "$container")" != true ]; then
         "$engine" logs "$container" >&2
         echo "The container is not ready." >&2
         exit 1

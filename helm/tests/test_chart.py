@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +29,17 @@ PVC = {"model": {"pvc": {"claimName": "c"}}}
 Objects = dict[str, Any]
 
 
-def render(values: dict[str, Any], name: str = "rewards") -> Objects:
-    """The release's objects by kind; the test's pod under Pod."""
+def rendered(values: dict[str, Any], name: str = "rewards") -> dict[str, str]:
+    """The text of every template, by its path."""
     with Chart.load(CHART) as chart:
         chart.validate_schema(values)
-        texts = chart.render(values, name=name, namespace="scoring")
+        texts: dict[str, str] = chart.render(values, name=name, namespace="scoring")
+    return texts
+
+
+def render(values: dict[str, Any], name: str = "rewards") -> Objects:
+    """The release's objects by kind; the test's pod under Pod."""
+    texts = rendered(values, name)
     documents = [item for path, text in texts.items() if path.endswith(".yaml") for item in yaml.safe_load_all(text)]
     return {
         f"{item['kind']}/dashboards" if item["metadata"]["name"].endswith("-dashboards") else item["kind"]: item
@@ -195,7 +205,30 @@ def test_keda_scales_on_samples_in_flight() -> None:
         "serverAddress": "http://prometheus-operated.monitoring:9090",
         "query": query,
         "threshold": "64",
+        "ignoreNullValues": "false",
     }
+
+
+def test_keda_takes_more_for_its_trigger() -> None:
+    keda = {
+        "serverAddress": "https://thanos",
+        "metadata": {"authModes": "bearer", "ignoreNullValues": "true"},
+        "authenticationRef": {"name": "thanos"},
+    }
+    (trigger,) = render({**PVC, "autoscaling": {"kind": "keda", "keda": keda}})["ScaledObject"]["spec"]["triggers"]
+    assert trigger["authenticationRef"] == {"name": "thanos"}
+    assert trigger["metadata"]["serverAddress"] == "https://thanos"
+    assert (trigger["metadata"]["authModes"], trigger["metadata"]["ignoreNullValues"]) == ("bearer", "true")
+
+
+@pytest.mark.parametrize("seconds", [1800, 600])
+def test_replicas_that_a_burst_started_stay_until_the_next(seconds: int) -> None:
+    given = {} if seconds == 1800 else {"scaleDownSeconds": seconds}
+    keda = {"kind": "keda", "keda": {"serverAddress": "http://p"}, **given}
+    advanced = render({**PVC, "autoscaling": keda})["ScaledObject"]["spec"]["advanced"]
+    hpa = render({**PVC, "autoscaling": {"kind": "hpa", **given}})["HorizontalPodAutoscaler"]["spec"]
+    for behavior in (advanced["horizontalPodAutoscalerConfig"]["behavior"], hpa["behavior"]):
+        assert behavior == {"scaleDown": {"stabilizationWindowSeconds": seconds}}
 
 
 @pytest.mark.parametrize(
@@ -235,6 +268,84 @@ def test_gpus_keys_and_monitoring() -> None:
     assert objects["PodMonitor"]["metadata"]["labels"]["release"] == "prometheus"
     (endpoint,) = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
     assert endpoint["authorization"]["credentials"]["name"] == "beholder-scrape-key"
+
+
+def test_pods_that_do_not_run_yet_are_no_targets() -> None:
+    (endpoint,) = scenario("keda")["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    assert endpoint["relabelings"] == [
+        {"sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "Pending", "action": "drop"}
+    ]
+
+
+def test_claimed_devices() -> None:
+    claims = [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
+    objects = render({**PVC, "resourceClaims": claims, "resources": {"claims": [{"name": "gpu"}]}})
+    kubernetes_validate.validate(objects["Deployment"], "1.37", strict=True)
+    assert pod(objects)["resourceClaims"] == claims
+    assert container(objects)["resources"]["claims"] == [{"name": "gpu"}]
+
+
+def test_the_address_to_listen_on() -> None:
+    def host(values: dict[str, Any]) -> Any:
+        return {each["name"]: each.get("value") for each in container(render(values))["env"]}["BEHOLDER_HOST"]
+
+    assert host(PVC) == "0.0.0.0"
+    assert host({**PVC, "listenAddress": "::"}) == "::"
+
+
+def test_the_test_runs_where_the_service_does() -> None:
+    objects = scenario("gpu")
+    test = objects["Pod"]["spec"]
+    assert test["nodeSelector"] == pod(objects)["nodeSelector"]
+    assert test["tolerations"] == pod(objects)["tolerations"]
+
+
+def test_the_test_sends_a_key_that_the_service_accepts(tmp_path: Path) -> None:
+    """Its script, with a Secret that begins as the service allows."""
+    asked = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"scores": [1.5]}')
+
+    (tmp_path / "keys").write_text("# of training\n\n  first-key \nsecond-key\n")
+    (script,) = render({**PVC, "auth": {"existingSecret": "s"}})["Pod"]["spec"]["containers"][0]["args"]
+    with HTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.handle_request).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        script = script.replace("http://rewards-beholder:8000", here).replace("/etc/beholder/keys", str(tmp_path))
+        subprocess.run([sys.executable, "-c", script], check=True)
+    assert asked == [("/score", "Bearer first-key")]
+
+
+def notes(values: dict[str, Any]) -> str:
+    (text,) = [text for path, text in rendered(values).items() if path.endswith("NOTES.txt")]
+    return text
+
+
+def test_the_notes_ask_with_a_key_where_one_is_needed() -> None:
+    assert "curl http://127.0.0.1:8000/models" in notes(PVC)
+    keyed = notes({**PVC, "auth": {"existingSecret": "s"}})
+    assert 'curl --header "Authorization: Bearer $KEY" http://127.0.0.1:8000/models' in keyed
+
+
+@pytest.mark.parametrize("way", [{"ingress": {"enabled": True, "host": "h"}}, {"httpRoute": {"enabled": True}}])
+def test_the_notes_warn_of_a_way_in_without_keys(way: dict[str, Any]) -> None:
+    assert "WARNING" in notes({**PVC, **way})
+    assert "WARNING" not in notes({**PVC, **way, "auth": {"existingSecret": "s"}})
+    assert "WARNING" not in notes(PVC)
+
+
+def test_what_is_open_to_the_outside_has_keys() -> None:
+    """The scenarios are copied."""
+    for path in SCENARIOS.values():
+        values = yaml.safe_load(path.read_text())
+        if "ingress" in values or "httpRoute" in values:
+            assert values["auth"]["existingSecret"]
+            assert values["config"]["metrics_need_key"]
 
 
 def test_restricted_callers_still_admit_the_test() -> None:

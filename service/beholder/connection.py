@@ -1,5 +1,6 @@
 """The HTTP connection: headers that are too large or come too slowly end it, and so does what trickles in after an
-answer, and an answer that is not taken. Few requests wait behind the one that is answered, and no upgrade is made.
+answer, and an answer that is not taken. Few requests wait behind the one that is answered, no upgrade is made, and no
+connection is kept for ever.
 
 uvicorn bounds none of it with httptools, so a client could fill memory with one endless header (or with trailers, the
 headers behind a chunked body), or hold connections open by sending a byte a minute. Bodies are bounded where they are
@@ -9,10 +10,15 @@ takes more: one that is gone without a word would keep its connection and its an
 
 What is read at once is parsed slice by slice, and kept unparsed while enough requests wait: a quarter of a megabyte
 has more than ten thousand of them.
+
+Behind one address a balancer chooses a replica for each connection, not for each request: a client that kept its
+connections would never reach a replica that was added. So the first answer after about a minute says
+`Connection: close`, unless its client has sent more without waiting for it, which would be lost.
 """
 
 import asyncio
 import json
+import random
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +27,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
+    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 SEPARATORS: Final = len(": \r\n")
 MAX_PIPELINED: Final = 16
@@ -52,6 +58,8 @@ class LimitedConnection(HttpToolsProtocol):
     max_header_bytes = 32 * 1024
     header_timeout_s = 10.0
     body_timeout_s = 60.0
+    max_age_s = 60.0
+    """Up to a quarter more or less, so that connections that were opened together do not end together."""
 
     _timer: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
@@ -67,10 +75,13 @@ class LimitedConnection(HttpToolsProtocol):
     _refusal: HTTPStatus | None = None
     _running: RequestResponseCycle | None = None
     """The request that is being answered, or was last; `cycle` is the one that was read last."""
+    _pipelines = False
+    """Whether the client has ever sent more before it was answered."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        self._old_at = self.loop.time() + self.max_age_s * random.uniform(0.75, 1.25)
         self._wait(self.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -98,7 +109,9 @@ class LimitedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._pending, self._complete, self._received = True, False, 0
-        if self._timer is None and self._all_answered():
+        if not self._all_answered():
+            self._pipelines = True
+        elif self._timer is None:
             self._wait(self.header_timeout_s)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -142,7 +155,20 @@ class LimitedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, app if self.loop.time() < self._old_at else self._last(cycle, app))
+
+    def _last(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> "ASGI3Application":
+        """`app`, with whose answer the connection ends if it was all that the client sent."""
+
+        async def answer(scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
+            async def send_last(message: "ASGISendEvent") -> None:
+                if message["type"] == "http.response.start" and self._complete and not self._pipelines:
+                    cycle.keep_alive = False  # uvicorn then says so in the answer's headers
+                await send(message)
+
+            await app(scope, receive, send_last)
+
+        return answer
 
     def _all_answered(self) -> bool:
         latest: RequestResponseCycle | None = self.cycle

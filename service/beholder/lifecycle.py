@@ -115,6 +115,7 @@ class Lifecycle:
         try:
             require_passed(results)
         except GoldenMismatch as error:
+            self._metrics.golden_passed.labels(model.name).set(0)
             raise error.at(model.name) from None
         self._metrics.golden_passed.labels(model.name).set(1)
         _log.info("%s: %d golden samples scored as trained", model.name, len(results))
@@ -128,8 +129,6 @@ def _watch(model: Model, metrics: Metrics) -> None:
     """What /metrics shows of a model's engine, from before it loads."""
     name, engine = model.name, model.engine
     metrics.model.labels(name, model.fingerprint, model.checkpoint.manifest.base_model).set(1)
-    metrics.golden_passed.labels(name).set(0)
-    metrics.golden_error.labels(name).set(0)
     metrics.engine_up.labels(name).set_function(lambda: engine.healthy)
     metrics.engine_running.labels(name).set_function(lambda: engine.activity.running)
     metrics.engine_waiting.labels(name).set_function(lambda: engine.activity.waiting)

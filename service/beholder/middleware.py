@@ -23,6 +23,9 @@ FINGERPRINT_KEY: Final = "beholder.fingerprint"
 FINGERPRINT_HEADER: Final = b"beholder-fingerprint"
 ID_HEADER: Final = b"x-request-id"
 CLOSE: Final = (b"connection", b"close")
+FAILURES: Final = (("500", "internal"), ("504", "deadline-exceeded"))
+"""Status and code of what fails here; counted from a route's first request on, as 0: a rate is blind to the value that
+a counter begins with, and a hung engine may fail all that a trainer sent at once, and no more."""
 _ID: Final = re.compile(rb"[\w.:-]{1,128}")
 _RANDOM: Final = random.Random()
 """Ids are no secret, and the kernel's numbers take longer."""
@@ -47,6 +50,7 @@ class Surroundings:
         self._lifecycle = lifecycle
         self._fingerprint = fingerprint
         self._log_requests = log_requests
+        self._counted: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -90,6 +94,10 @@ class Surroundings:
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         route, code = _route_path(scope), scope.get(CODE_KEY, "")
+        if route not in self._counted:
+            self._counted.add(route)
+            for failure in FAILURES:
+                self._metrics.requests.labels(route, *failure)
         self._metrics.requests.labels(route, str(status), code).inc()
         self._metrics.latency.labels(route).observe(seconds)
         if not self._log_requests:

@@ -1,5 +1,6 @@
 """Limits of the connection, over a real socket: large and slow headers, slow bodies, and what the log has of it all."""
 
+import asyncio
 import json
 import socket
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from beholder.app import create_app
 from beholder.checkpoint import Checkpoint
+from beholder.client import RewardClient
 from beholder.connection import LimitedConnection
 from beholder.models import Model
 from beholder.prompts import PromptRenderer
@@ -328,6 +330,65 @@ def test_another_protocol_is_not_taken_up(served: Served, protocol: bytes) -> No
         connection.sendall(b"POST /score HTTP/1.1\r\n%bContent-Length: 10\r\n\r\n{" % upgrade)
         assert code_of(answer(connection)) == (408, "request-timeout")
     assert_still_serving(served)
+
+
+@pytest.fixture
+def old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connection is."""
+    monkeypatch.setattr(LimitedConnection, "max_age_s", 0)
+
+
+def test_a_connection_that_is_not_old_stays(served: Served) -> None:
+    with connected(served) as connection:
+        for _ in range(2):
+            connection.sendall(LIVE)
+            assert b"connection: close" not in connection.recv(65536)
+
+
+@pytest.mark.usefixtures("old")
+def test_an_old_connection_ends_with_an_answer_that_says_so(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(LIVE)
+        received = answer(connection)
+    assert received.startswith(b"HTTP/1.1 200")
+    assert received.count(b"\r\nconnection: close\r\n") == 1
+
+
+@pytest.mark.usefixtures("old")
+def test_what_was_sent_ahead_is_answered_by_an_old_connection(served: Served, engine: StandInEngine) -> None:
+    engine.gate.clear()
+    with connected(served) as connection:
+        connection.sendall(request() + b"GET /li")
+        wait_until(lambda: engine.active == 1)
+        engine.gate.set()
+        assert answers(connection, 1) == [200]
+        connection.sendall(b"vez HTTP/1.1\r\n\r\n" + LIVE * 2_000)
+        assert answers(connection, 2_001) == [200] * 2_001
+
+
+@pytest.mark.usefixtures("old")
+def test_an_old_connection_stays_for_the_rest_of_a_body(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert code_of(connection.recv(65536)) == (404, "not-found")
+        connection.sendall(b"x" * 10 + LIVE)
+        assert answer(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_clients_do_not_notice_that_connections_end(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    connect = LimitedConnection.connection_made
+
+    def counted(connection: LimitedConnection, transport: asyncio.Transport) -> None:
+        opened.append(connection)
+        connect(connection, transport)
+
+    monkeypatch.setattr(LimitedConnection, "connection_made", counted)
+    monkeypatch.setattr(LimitedConnection, "max_age_s", 0.05)
+    with RewardClient(served.url, retries=0, max_concurrency=4) as client:
+        scores = client.score_many([("p", [png()], f"{number}") for number in range(400)])
+    assert len(scores) == 400
+    assert len(opened) > 8
 
 
 def test_what_is_not_http_is_refused(served: Served) -> None:

@@ -28,6 +28,7 @@ async def test_the_process_lives_before_the_engine_is_up(
     engine.gate.clear()  # golden scoring waits
     async with running(create_app(settings, [Model(settings, engine, checkpoint, renderer)])) as client:
         assert (await client.get("/livez")).status_code == 200
+        assert "beholder_golden_passed{" not in (await client.get("/metrics")).text  # neither passed nor failed
         unready = await client.get("/readyz")
         assert unready.status_code == 503
         assert unready.json()["code"] == "engine-unavailable"

@@ -78,6 +78,15 @@ async def test_tokens_are_computed_or_spared_also_by_the_score_cache(serve: Serv
 
 
 @pytest.mark.anyio
+async def test_failures_begin_at_zero_so_that_a_rate_sees_the_first(serve: Serve) -> None:
+    async with serve() as client:
+        await client.post("/score", json={"prompt": "p", "response": "r"})
+        text = (await client.get("/metrics")).text
+    for code, status in (("internal", 500), ("deadline-exceeded", 504)):
+        assert f'beholder_requests_total{{code="{code}",route="/score",status="{status}"}} 0.0' in text
+
+
+@pytest.mark.anyio
 async def test_the_oldest_sample_ages_until_it_is_answered(serve: Serve, engine: StandInEngine) -> None:
     async with serve() as client:
         engine.gate.clear()

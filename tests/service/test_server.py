@@ -135,6 +135,15 @@ def test_a_port_in_use_is_named() -> None:
             bind("127.0.0.1", port)
 
 
+def test_the_address_of_ipv6_answers_ipv4_too() -> None:
+    try:
+        listener = bind("::", 0)
+    except ConfigurationError:
+        pytest.skip("this machine has no IPv6")
+    with listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5):
+        pass
+
+
 def test_an_address_of_another_machine_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"cannot listen on 192\.0\.2\.1:0: "):
         bind("192.0.2.1", 0)

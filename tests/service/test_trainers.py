@@ -1,6 +1,7 @@
 """What each trainer passes arrives at the service as the same sample, and what fails raises."""
 
 import asyncio
+import inspect
 import json
 import re
 import subprocess
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beholder.client import AsyncRewardClient
 from beholder.errors import BeholderError, ConfigurationError, DataError, FingerprintMismatch, InvalidRequest
+from beholder.settings import Settings
 from beholder.trainers import ms_swift, openrlhf, rewards, slime, trl, verl
 from beholder.trainers.rewards import Rewarder, RewardSettings, default_rewarder
 from tests.service.asked import CHAT, MARKED, OTHER, PICTURE, Recorder, SlimeArguments, SlimeSample, reference
@@ -278,6 +281,14 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     default_rewarder.cache_clear()
     assert default_rewarder() is default_rewarder()
     default_rewarder.cache_clear()
+
+
+def test_the_service_gives_a_request_up_before_its_client_does() -> None:
+    of_client = inspect.signature(AsyncRewardClient).parameters["deadline_s"].default
+    of_trainers = [RewardSettings(("http://t",)), RewardSettings.from_environment({"BEHOLDER_URL": "http://t"})]
+    assert [settings.deadline_s for settings in of_trainers] == [of_client] * 2
+    assert of_client >= Settings.model_fields["request_deadline_s"].default + 30
+    assert f"(default {of_client:g})" in (rewards.__doc__ or "")
 
 
 def test_the_documentation_names_every_variable_that_is_read() -> None:

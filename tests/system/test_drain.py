@@ -48,7 +48,7 @@ http {{
             proxy_pass http://beholder;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
-            proxy_read_timeout 300s;
+            proxy_read_timeout 330s;
             {next_upstream}
         }}
     }}

@@ -5,7 +5,7 @@
   args: [serve, {{ .Values.model.path | quote }}, --config, /etc/beholder/beholder.yaml]
   env:
     - name: BEHOLDER_HOST
-      value: 0.0.0.0
+      value: {{ .Values.listenAddress | quote }}
     - name: BEHOLDER_PORT
       value: "8000"
     {{- with .Values.extraEnv }}

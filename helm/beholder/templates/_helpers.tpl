@@ -110,3 +110,19 @@ emptyDir:
 {{- end }}
 {{- mergeOverwrite $own (deepCopy .Values.config) | toYaml }}
 {{- end }}
+
+{{/* The metadata of KEDA's trigger: the chart's own, and above them what the user gives. Of the chart's query no result
+means that Prometheus does not know, not that nobody is asking: the replicas stay as they are. */}}
+{{- define "beholder.trigger" -}}
+{{- with .Values.autoscaling }}
+{{- $own := dict "serverAddress" (required "autoscaling.keda.serverAddress: the address of Prometheus, http://host:port" .keda.serverAddress) }}
+{{- $_ := set $own "threshold" (toString .samplesPerReplica) }}
+{{- if .keda.query }}
+{{- $_ := set $own "query" .keda.query }}
+{{- else }}
+{{- $_ := set $own "query" (printf "sum(beholder_samples_in_flight{namespace=%q,pod=~%q})" $.Release.Namespace (include "beholder.podNames" $)) }}
+{{- $_ := set $own "ignoreNullValues" "false" }}
+{{- end }}
+{{- mergeOverwrite $own .keda.metadata | toYaml }}
+{{- end }}
+{{- end }}

@@ -18,6 +18,8 @@ from beholder.concurrency import all_or_none
 from beholder.errors import BeholderError, ConfigurationError, DeadlineExceeded, FingerprintMismatch
 
 CONNECT_S: Final = 10.0
+DEADLINE_S: Final = 330.0
+"""Longer than the service's own (`request_deadline_s`), so that it says what was late before its client hangs up."""
 FIRST: Final = "first"
 """As `fingerprint`: pin the checkpoint of the first answer."""
 Result = TypeVar("Result")
@@ -63,7 +65,7 @@ class AsyncRewardClient:
         api_key: str | None = None,
         fingerprint: str | None = None,
         model: str | None = None,
-        deadline_s: float = 300,
+        deadline_s: float = DEADLINE_S,
         attempt_s: float | None = None,
         max_concurrency: int = 32,
         retries: int | None = None,

@@ -6,7 +6,7 @@ BEHOLDER_MODEL            name or fingerprint of one of the service's several mo
 BEHOLDER_FINGERPRINT      pin this checkpoint; `first` pins that of the first answer
 BEHOLDER_REWARD           score (default, the raw logit) or normalized
 BEHOLDER_FAILED           raise (default) or none: what a sample gets that cannot be scored
-BEHOLDER_DEADLINE_S       seconds for one sample, retries included (default 300)
+BEHOLDER_DEADLINE_S       seconds for one sample, retries included (default 330)
 BEHOLDER_MAX_CONCURRENCY  samples in flight from one process (default 32)
 BEHOLDER_REASONING        keep (default) or cut: what ends with the last </think> of a response is not scored
 BEHOLDER_EMPTY            your reward for an empty response, such as -10; unset, it cannot be scored
@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, cast
 import httpx
 
 from beholder.client import AsyncRewardClient, Options, RewardClient, Sample, Score
+from beholder.client.asynchronous import DEADLINE_S
 from beholder.errors import (
     BeholderError,
     ConfigurationError,
@@ -56,7 +57,7 @@ class RewardSettings:
     fingerprint: str | None = None
     reward: Literal["score", "normalized"] = "score"
     failed: Literal["raise", "none"] = "raise"
-    deadline_s: float = 300
+    deadline_s: float = DEADLINE_S
     max_concurrency: int = 32
     transport: httpx.AsyncBaseTransport | None = None
     model: str | None = None
@@ -89,7 +90,7 @@ class RewardSettings:
                 value("FINGERPRINT") or None,
                 cast(Literal["score", "normalized"], value("REWARD", "score")),
                 cast(Literal["raise", "none"], value("FAILED", "raise")),
-                float(value("DEADLINE_S", "300")),
+                float(value("DEADLINE_S") or DEADLINE_S),
                 int(value("MAX_CONCURRENCY", "32")),
                 model=value("MODEL") or None,
                 reasoning=cast(Literal["keep", "cut"], value("REASONING", "keep")),
