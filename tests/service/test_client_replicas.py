@@ -128,6 +128,16 @@ def test_a_4xx_is_not_tried_again(status: int, error: type[Exception]) -> None:
     assert len(service.asked) == 1
 
 
+@pytest.mark.parametrize("code", ["request-timeout", None])
+def test_a_body_that_came_too_slowly_is_sent_again(code: str | None) -> None:
+    """A network that stalls for a minute is no mistake of the caller's; a gateway's 408 has no code."""
+    service = Service(code, one=408, two=408)
+    with client_of(service) as client:
+        for number in range(10):
+            client.score(f"prompt {number}", [], "r")
+    assert service.posts()["three"] == 10
+
+
 def test_a_full_service_that_is_set_to_say_429_is_asked_again() -> None:
     service = Service("overloaded", one=429, two=429, three=429)
     with client_of(service, retries=1) as client, pytest.raises(Overloaded, match="after 6 attempts"):

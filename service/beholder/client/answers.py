@@ -1,7 +1,8 @@
 """From an HTTP answer to a typed result or an error of `beholder.errors`, and whether to ask again.
 
-docs/errors.md is the contract: 503 is retried, so is an overloaded service that was set to say 429, and what a gateway
-says for a replica that is gone (502, 503, 504 without a code of ours). Nothing else is, least of all another 4xx.
+docs/errors.md is the contract: 503 is retried, so are a body that came too slowly (408), an overloaded service that was
+set to say 429, and what a gateway says for a replica that is gone or such a body (502, 503, 504, 408 without a code of
+ours). Nothing else is, least of all another 4xx.
 """
 
 import math
@@ -11,9 +12,9 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageUnknown, Overloaded
+from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageUnknown, Overloaded, RequestTimeout
 
-GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
+GATEWAY_STATUSES: Final = frozenset({408, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,8 @@ def read_body(response: httpx.Response) -> dict[str, Any]:
         raise Failed(EngineError(f"{response.request.url}: the answer breaks off"))
     kind = _kind(body)
     error = _error(response, kind, body)
-    overloaded = kind is not None and issubclass(kind, Overloaded)
-    if response.status_code == 503 or overloaded or (response.status_code in GATEWAY_STATUSES and kind is None):
+    passing = kind is not None and issubclass(kind, Overloaded | RequestTimeout)
+    if response.status_code == 503 or passing or (response.status_code in GATEWAY_STATUSES and kind is None):
         # Only a replica that could still speak for itself says that it is overloaded.
         gone = kind in (None, EngineUnavailable)
         raise Failed(error, _retry_after_s(response), gone)
