@@ -69,6 +69,10 @@ class Failed(Exception):
         self.retry_after_s = retry_after_s
         self.gone = gone
 
+    def again(self) -> "Failed":
+        """For another call that it concerns: what is raised collects the frames of all that raise it."""
+        return Failed(self.error, self.retry_after_s, self.gone)
+
 
 def read_score(answer: Mapping[str, Any]) -> Score:
     """Raises EngineError on an answer that is not one."""

@@ -28,8 +28,16 @@ from beholder.errors import (
 _KINDS: Final = {"POST": "application/json", "PUT": "application/octet-stream"}
 
 
+class _Sending:
+    """An image on its way to a replica: whoever waits for it shares what comes of it, a failure too."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.failed: Failed | None = None
+
+
 class Channel:
-    """Connections of one event loop, and a lock for each image on its way, so that it is sent once.
+    """Connections of one event loop, and the images on their way, each of which is sent once.
 
     `attempt_s` bounds one request; None leaves that to the deadline of the call.
     """
@@ -37,7 +45,7 @@ class Channel:
     def __init__(self, http: httpx.AsyncClient, attempt_s: float | None) -> None:
         self._http = http
         self._attempt_s = attempt_s
-        self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
+        self._sendings: weakref.WeakValueDictionary[tuple[str, str], _Sending] = weakref.WeakValueDictionary()
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -80,23 +88,29 @@ class Channel:
     async def _refer(self, replica: Replica, image: EncodedImage) -> Any:
         """What stands for the image in a request to `replica`, which has it then; the image itself when its store is
         full, or cannot be used."""
-        async with self._lock(replica, image.sha256):
+        sending = self._sending(replica, image.sha256)
+        before = sending.failed
+        async with sending.lock:
             if not replica.has(image.sha256):
+                if sending.failed is not None and sending.failed is not before:
+                    raise sending.failed.again()
                 try:
-                    receipt = await self._send(replica, "PUT", f"/images/{image.sha256}", image.data)
-                    expires_in_s = float(receipt["expires_in_s"])
+                    await self._put(replica, image)
                 except Failed as failed:
                     if isinstance(failed.error, ImageStoreFull | ImageStoreUnavailable):
                         return image.base64
+                    sending.failed = failed.again()
                     raise
-                except ImageError as error:
-                    raise error.at(f"images[{image.index}]") from None
-                except (KeyError, TypeError, ValueError):
-                    raise EngineError(
-                        f"{replica.name} did not say how long it keeps an image: is it Beholder?"
-                    ) from None
-                replica.remember(image.sha256, expires_in_s)
         return {"sha256": image.sha256}
+
+    async def _put(self, replica: Replica, image: EncodedImage) -> None:
+        try:
+            receipt = await self._send(replica, "PUT", f"/images/{image.sha256}", image.data)
+            replica.remember(image.sha256, float(receipt["expires_in_s"]))
+        except ImageError as error:
+            raise error.at(f"images[{image.index}]") from None
+        except (KeyError, TypeError, ValueError):
+            raise EngineError(f"{replica.name} did not say how long it keeps an image: is it Beholder?") from None
 
     async def _send(self, replica: Replica, method: str, path: str, content: bytes) -> dict[str, Any]:
         """Raises Failed for what is worth another attempt, else BeholderError."""
@@ -115,9 +129,9 @@ class Channel:
             raise Failed(EngineUnavailable(f"{place} cannot be reached: {reason}"), gone=True) from None
         return read_body(response)
 
-    def _lock(self, replica: Replica, sha256: str) -> asyncio.Lock:
+    def _sending(self, replica: Replica, sha256: str) -> _Sending:
         key = (replica.name, sha256)
-        lock = self._locks.get(key)
-        if lock is None:
-            lock = self._locks[key] = asyncio.Lock()
-        return lock
+        sending = self._sendings.get(key)
+        if sending is None:
+            sending = self._sendings[key] = _Sending()
+        return sending
