@@ -12,12 +12,11 @@ from beholder.client.answers import Best, Ranking, Score, read_ranking, read_sco
 from beholder.client.attempts import Attempts
 from beholder.client.exchange import Channel
 from beholder.client.inputs import ImageInput, Prompt, check_sequence
-from beholder.client.replicas import open_replicas, rendezvous
+from beholder.client.replicas import CONNECT_S, open_replicas, rendezvous
 from beholder.client.requests import make_call
 from beholder.concurrency import all_or_none
 from beholder.errors import BeholderError, ConfigurationError, DeadlineExceeded, FingerprintMismatch
 
-CONNECT_S: Final = 10.0
 FIRST: Final = "first"
 """As `fingerprint`: pin the checkpoint of the first answer."""
 Result = TypeVar("Result")

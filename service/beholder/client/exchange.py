@@ -54,11 +54,14 @@ class Channel:
         """The answer of the first replica that gives one, before `deadline` on the loop's clock."""
         while True:
             replica = attempts.next()
+            replica.mark_asked()
             try:
                 answer = await self._attempt(replica, call)
             except Failed as failed:
                 if failed.gone:
                     replica.mark_down(failed)
+                else:
+                    replica.mark_up()
                 wait_s = attempts.wait_s(failed)
                 if wait_s is None or asyncio.get_running_loop().time() + wait_s >= deadline:
                     raise failed.error.at(f"given up after {attempts.made} attempts") from None

@@ -14,6 +14,8 @@ from typing import Final
 from beholder.client.base_urls import parse_base_url
 from beholder.errors import ConfigurationError
 
+CONNECT_S: Final = 10.0
+"""How long a replica may take to accept a connection."""
 DOWN_S: Final = 5.0
 """How long a replica that did not answer is passed over while others do."""
 MAX_KNOWN_IMAGES: Final = 100_000
@@ -43,6 +45,11 @@ class Replica:
         if self._answers:
             _log.warning("%s is down: %s", self.name, why)
         self._answers = False
+
+    def mark_asked(self) -> None:
+        """One call finds out whether a replica that did not answer does again; the others pass it over meanwhile."""
+        if not self._answers:
+            self._down_until = time.monotonic() + CONNECT_S + DOWN_S
 
     def mark_up(self) -> None:
         self._down_until = 0.0
