@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from beholder.client import AsyncRewardClient, RewardClient, encode_image
+from beholder.client import AsyncRewardClient, RewardClient, encode_image, replicas
 from beholder.errors import EngineError, ImageError, ImageNotFound
 from beholder.images import _to_rgb, load_image
 from tests.pictures import encode, png
@@ -299,3 +300,20 @@ def test_with_a_full_store_the_image_goes_with_the_request(status: int, code: st
     with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
         assert client.score("p", [png()], "r").score == 1.0
     assert len(store.inline) == 1
+
+
+def test_to_a_full_store_no_image_is_sent_ahead_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every request of it would send its images twice."""
+    monkeypatch.setattr(replicas, "STORE_REST_S", 0.5)
+    store, known, new = Store(), png(), png(colour=(1, 2, 3))
+    with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
+        client.score("p", [known], "r")
+        store.full, store.code = 503, "image-store-full"
+        client.score_many([("p", [known, new], f"r{number}") for number in range(16)])
+        assert store.requests == {"PUT": 2, "POST": 17}
+        assert len(store.inline) == 16  # what it has is named all the same
+        store.full = 0
+        time.sleep(0.5)
+        client.score("p", [known, new], "r")
+    assert store.requests == {"PUT": 3, "POST": 18}
+    assert len(store.inline) == 16

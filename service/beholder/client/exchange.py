@@ -97,10 +97,13 @@ class Channel:
             if not replica.has(image.sha256):
                 if sending.failed is not None and sending.failed is not before:
                     raise sending.failed.again()
+                if replica.store_rests:
+                    return image.base64
                 try:
                     await self._put(replica, image)
                 except Failed as failed:
                     if isinstance(failed.error, ImageStoreFull | ImageStoreUnavailable):
+                        replica.rest_store(failed.retry_after_s)
                         return image.base64
                     sending.failed = failed.again()
                     raise
