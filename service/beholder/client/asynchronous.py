@@ -171,7 +171,8 @@ class AsyncRewardClient:
         if here is None:
             for ended in [loop for loop in self._loops if loop.is_closed()]:
                 del self._loops[ended]  # its connections hold it, so it would stay for ever
-            # The deadline bounds everything but connecting, where another replica may be quicker.
+            # The deadline bounds everything but connecting, where another replica may be quicker. What is gone without
+            # a word is told from what is slow by TCP (keepalive.py).
             http = httpx.AsyncClient(
                 headers=self._headers,
                 timeout=httpx.Timeout(None, connect=CONNECT_S),

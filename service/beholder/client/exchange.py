@@ -12,6 +12,7 @@ import httpx
 from beholder.client.answers import Failed, read_body
 from beholder.client.attempts import Attempts
 from beholder.client.inputs import EncodedImage
+from beholder.client.keepalive import keep_alive
 from beholder.client.replicas import Replica
 from beholder.client.requests import Call, encode_body
 from beholder.errors import (
@@ -25,6 +26,7 @@ from beholder.errors import (
     ImageUnknown,
 )
 
+_WATCHED: Final = {"trace": keep_alive}
 _KINDS: Final = {"POST": "application/json", "PUT": "application/octet-stream"}
 
 
@@ -124,7 +126,9 @@ class Channel:
         headers = {"Content-Type": _KINDS[method], **replica.headers}
         try:
             async with asyncio.timeout(self._attempt_s):
-                response = await self._http.request(method, place, content=content, headers=headers)
+                response = await self._http.request(
+                    method, place, content=content, headers=headers, extensions=_WATCHED
+                )
         except TimeoutError:
             error = DeadlineExceeded(f"{place} did not answer within {self._attempt_s:g} s")
             raise Failed(error, gone=True) from None
