@@ -247,6 +247,12 @@ def test_unusable_urls_are_refused(urls: Any) -> None:
         RewardClient(urls)
 
 
+@pytest.mark.parametrize("options", [{"deadline_s": 0}, {"attempt_s": 0}, {"max_concurrency": 0}])
+def test_unusable_limits_are_refused(options: Any) -> None:
+    with pytest.raises(ConfigurationError, match="must be positive"):
+        RewardClient("http://t", **options)
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [

@@ -70,6 +70,8 @@ class AsyncRewardClient:
     ) -> None:
         if deadline_s <= 0 or max_concurrency < 1:
             raise ConfigurationError(f"deadline_s {deadline_s} and max_concurrency {max_concurrency} must be positive")
+        if attempt_s is not None and not attempt_s > 0:
+            raise ConfigurationError(f"attempt_s {attempt_s} must be positive; None leaves attempts to deadline_s")
         self._replicas = open_replicas(base_urls)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._pinned = {} if fingerprint in (None, FIRST) else {FIRST: fingerprint}
