@@ -38,6 +38,7 @@ from tests.service.serving import served
 from tests.service.stand_in import StandInEngine
 
 RESPONSES = ["It is red.", "It is blue.", "It is green."]
+ANSWER = {"scores": [1.0], "fingerprint": "f", "usage": {"prompt_tokens": 1, "cached_tokens": 0}}
 
 
 @pytest.fixture
@@ -86,6 +87,32 @@ def test_what_belonged_to_an_ended_loop_is_dropped(url: str) -> None:
     assert len(client._loops) <= 1
     client._loops.clear()
     gc.collect()
+
+
+def test_another_thread_may_open_its_loop_while_ended_ones_are_dropped() -> None:
+    client = AsyncRewardClient("http://t", transport=httpx.MockTransport(lambda _: httpx.Response(200, json=ANSWER)))
+    asked = 0
+
+    class Loop(asyncio.SelectorEventLoop):
+        """While one thread asks whether it has ended, another uses the client."""
+
+        def is_closed(self) -> bool:
+            nonlocal asked
+            if super().is_closed():
+                asked += 1
+                if asked == 1:
+                    other = threading.Thread(target=asyncio.run, args=(client.score("p", [], "r"),))
+                    other.start()
+                    other.join()
+            return super().is_closed()
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        kept = runner.get_loop()
+        runner.run(client.score("p", [], "r"))
+    asked = 0
+    assert asyncio.run(client.score("p", [], "r")).score == 1.0
+    assert asked > 1
+    assert kept.is_closed()
 
 
 def test_many_are_read_in_the_callers_thread(url: str) -> None:

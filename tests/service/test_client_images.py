@@ -3,6 +3,9 @@
 import asyncio
 import base64
 import io
+import multiprocessing
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -237,6 +240,33 @@ def test_a_picture_that_samples_share_is_decoded_for_one_at_a_time(kind: str) ->
             picture = Image.open(io.BytesIO(data))
             encoded = list(pool.map(lambda _, shared=picture: encode_image(shared).sha256, range(8)))
             assert set(encoded) == {expected}
+
+
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
+    parent, decoding, over = os.getpid(), threading.Event(), threading.Event()
+
+    class Picture:
+        """Takes long to decode in the parent."""
+
+        mode, save = "RGB", None
+
+        def copy(self) -> Image.Image:
+            if os.getpid() == parent:
+                decoding.set()
+                over.wait()
+            return colours()
+
+    picture: Any = Picture()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(encode_image, picture)
+        decoding.wait()
+        child = multiprocessing.get_context("fork").Process(target=encode_image, args=(picture,))
+        child.start()
+        child.join(20)
+        over.set()
+        exit_code = child.exitcode
+        child.kill()
+    assert exit_code == 0
 
 
 def test_a_broken_picture_is_an_image_error_of_its_sample() -> None:

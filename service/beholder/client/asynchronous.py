@@ -171,8 +171,10 @@ class AsyncRewardClient:
         running = asyncio.get_running_loop()
         here = self._loops.get(running)
         if here is None:
-            for ended in [loop for loop in self._loops if loop.is_closed()]:
-                del self._loops[ended]  # its connections hold it, so it would stay for ever
+            for known in self._loops.keyrefs():  # a list, since other threads open and drop theirs meanwhile
+                loop = known()
+                if loop is not None and loop.is_closed():
+                    self._loops.pop(loop, None)  # its connections hold it, so it would stay for ever
             # The deadline bounds everything but connecting, where another replica may be quicker. What is gone without
             # a word is told from what is slow by TCP (keepalive.py).
             http = httpx.AsyncClient(
