@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import httpx
@@ -37,7 +38,7 @@ class RewardClient:
     """AsyncRewardClient with its arguments and methods, without await. Iterables are read in the caller's thread.
 
     Works within a running event loop (which waits meanwhile), from several threads, and in a forked process, which gets
-    connections of its own.
+    connections of its own. Copied and pickled as AsyncRewardClient is.
     """
 
     def __init__(self, base_urls: str | Sequence[str], **options: Unpack[Options]) -> None:
@@ -45,6 +46,10 @@ class RewardClient:
         self._thread: _LoopThread | None = None
         self._finalizer: weakref.finalize[..., RewardClient] | None = None
         self._starting = threading.Lock()
+
+    def __reduce__(self) -> tuple["partial[Self]", tuple[Any, ...]]:
+        make, arguments = self._client.__reduce__()
+        return partial(type(self), **make.keywords), arguments
 
     def __enter__(self) -> Self:
         return self

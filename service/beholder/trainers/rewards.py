@@ -128,7 +128,10 @@ def read_rows(read: Callable[..., Sample], *columns: Iterable[Any]) -> list[Read
 
 
 class Rewarder:
-    """Rewards of many samples at a time, in order; for code with and without an event loop."""
+    """Rewards of many samples at a time, in order; for code with and without an event loop.
+
+    What comes of a pickle has connections of its own, and pins what this one has pinned.
+    """
 
     def __init__(self, settings: RewardSettings) -> None:
         self.settings = settings
