@@ -54,7 +54,29 @@ class Best:
     score: float
 
 
-Result = TypeVar("Result", Score, Ranking)
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model that a service has. `names` and `fingerprint` are what a client's `model` may be.
+
+    `input`: what the model reads of a request's images: `image`, `text` (nothing) or `blank_image` (a white square in
+    place of each).
+    """
+
+    id: str
+    names: list[str]
+    engine: str
+    fingerprint: str
+    base_model: str
+    architecture: str
+    algorithm: str
+    input: str
+    dtype: str
+    calibrated: bool
+    max_tokens: int
+    max_images: int
+
+
+Result = TypeVar("Result", Score, Ranking, ModelCard)
 
 
 class Failed(Exception):
@@ -89,6 +111,14 @@ def read_ranking(answer: Mapping[str, Any], count: int) -> Ranking:
     if not isinstance(truncated, list) or len(truncated) != count:
         raise EngineError(f"the service answered truncated {truncated!r:.80}, not {count} of true and false")
     return _build(Ranking, {"normalized": None, **answer, "truncated": truncated})
+
+
+def read_models(answer: Mapping[str, Any]) -> list[ModelCard]:
+    """At least one. Raises EngineError on an answer that is not one."""
+    cards = answer.get("models")
+    if not isinstance(cards, list) or not cards:
+        raise EngineError(f"the service answered models {cards!r:.80}, not a list of them")
+    return [_build(ModelCard, card) for card in cards]
 
 
 def read_body(response: httpx.Response) -> dict[str, Any]:
@@ -153,7 +183,7 @@ def _is_finite(value: object) -> bool:
 def _build(kind: type[Result], answer: Mapping[str, Any]) -> Result:
     """From the members that the class has a field for: a newer service may answer more."""
     try:
-        members = {**answer, **answer["usage"], "fingerprint": str(answer["fingerprint"])}
+        members = {**answer, **answer.get("usage", {}), "fingerprint": str(answer["fingerprint"])}
         return kind(**{field.name: members[field.name] for field in fields(kind)})
     except (KeyError, TypeError) as missing:
         raise EngineError(f"the service's answer lacks {missing}: is this a Beholder service?") from None

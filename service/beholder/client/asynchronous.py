@@ -9,12 +9,12 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import httpx
 from tqdm import tqdm
 
-from beholder.client.answers import Best, Ranking, Score, read_ranking, read_score
+from beholder.client.answers import Best, ModelCard, Ranking, Score, read_models, read_ranking, read_score
 from beholder.client.attempts import Attempts
 from beholder.client.exchange import Channel
 from beholder.client.inputs import ImageInput, Prompt, check_sequence
 from beholder.client.replicas import CONNECT_S, open_replicas, rendezvous
-from beholder.client.requests import make_call
+from beholder.client.requests import MODELS, Call, make_call
 from beholder.concurrency import all_or_none
 from beholder.errors import BeholderError, ConfigurationError, DeadlineExceeded, FingerprintMismatch
 
@@ -113,6 +113,11 @@ class AsyncRewardClient:
         if here is not None:
             await here.channel.close()
 
+    async def models(self) -> list[ModelCard]:
+        """What the service has, its first model first; with several URLs, what the first that answers has. Nothing is
+        pinned, and no pin is checked. Raises BeholderError."""
+        return read_models(await self._answer("/models", lambda: MODELS))
+
     async def score(self, prompt: Prompt, images: Sequence[ImageInput], response: str) -> Score:
         """The reward of one response. Raises BeholderError."""
         score = read_score(await self._ask("/score", prompt, images, {"response": response}))
@@ -172,12 +177,16 @@ class AsyncRewardClient:
     ) -> dict[str, Any]:
         check_sequence("images", images)
         chosen = {} if self._model is None else {"model": self._model}
+        return await self._answer(path, lambda: make_call(path, prompt, images, rest | chosen))
+
+    async def _answer(self, path: str, make: Callable[[], Call]) -> dict[str, Any]:
+        """`make` runs in a thread: it may read and encode images."""
         here = self._loop()
         attempts: Attempts | None = None
         async with here.places:
             try:
                 async with asyncio.timeout(self._deadline_s) as deadline:
-                    call = await asyncio.to_thread(make_call, path, prompt, images, rest | chosen)
+                    call = await asyncio.to_thread(make)
                     attempts = Attempts(rendezvous(self._replicas, call.key), self._retries)
                     answer = await here.channel.exchange(call, attempts, deadline.when() or 0)
             except TimeoutError:

@@ -27,7 +27,11 @@ from beholder.errors import (
 )
 
 _WATCHED: Final = {"trace": keep_alive}
-_KINDS: Final = {"POST": "application/json", "PUT": "application/octet-stream"}
+_HEADERS: Final[dict[str, dict[str, str]]] = {
+    "GET": {},
+    "POST": {"Content-Type": "application/json"},
+    "PUT": {"Content-Type": "application/octet-stream"},
+}
 
 
 class _Sending:
@@ -77,17 +81,19 @@ class Channel:
         behind one URL may be several stores, or one that cannot be used."""
         for _ in range(2):
             try:
-                return await self._post(replica, call, [await self._refer(replica, image)
-                                                                 for image in call.images])  # fmt: skip
+                return await self._ask(replica, call, [await self._refer(replica, image)
+                                                                for image in call.images])  # fmt: skip
             except ImageUnknown:
                 pass
             except Failed as failed:
                 if not isinstance(failed.error, ImageStoreUnavailable):
                     raise
             replica.forget(image.sha256 for image in call.images)
-        return await self._post(replica, call, [image.base64 for image in call.images])
+        return await self._ask(replica, call, [image.base64 for image in call.images])
 
-    async def _post(self, replica: Replica, call: Call, images: list[Any]) -> dict[str, Any]:
+    async def _ask(self, replica: Replica, call: Call, images: list[Any]) -> dict[str, Any]:
+        if call.body is None:
+            return await self._send(replica, "GET", call.path, b"")
         return await self._send(replica, "POST", call.path, encode_body({**call.body, "images": images}))
 
     async def _refer(self, replica: Replica, image: EncodedImage) -> Any:
@@ -123,7 +129,7 @@ class Channel:
     async def _send(self, replica: Replica, method: str, path: str, content: bytes) -> dict[str, Any]:
         """Raises Failed for what is worth another attempt, else BeholderError."""
         place = f"{replica.name}{path}"
-        headers = {"Content-Type": _KINDS[method], **replica.headers}
+        headers = {**_HEADERS[method], **replica.headers}
         try:
             async with asyncio.timeout(self._attempt_s):
                 response = await self._http.request(

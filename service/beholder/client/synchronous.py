@@ -11,7 +11,7 @@ from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 
-from beholder.client.answers import Best, Ranking, Score
+from beholder.client.answers import Best, ModelCard, Ranking, Score
 from beholder.client.asynchronous import AsyncRewardClient, CandidateSets, Samples
 from beholder.client.inputs import ImageInput, Prompt
 from beholder.errors import BeholderError, EngineUnavailable
@@ -66,6 +66,11 @@ class RewardClient:
                 self._finalizer.detach()
         if thread is not None and thread.pid == os.getpid():
             thread.stop(self._client.aclose)
+
+    def models(self) -> list[ModelCard]:
+        """What the service has, its first model first; with several URLs, what the first that answers has. Nothing is
+        pinned, and no pin is checked. Raises BeholderError."""
+        return self._run(self._client.models())
 
     def score(self, prompt: Prompt, images: Sequence[ImageInput], response: str) -> Score:
         """The reward of one response. Raises BeholderError."""
