@@ -230,7 +230,6 @@ def texts(tmp_path: Path) -> Path:
         (404, b"<html>default backend - 404</html>"),
         (500, b"<html>Internal Server Error</html>"),
         (500, b'{"code": "internal", "detail": "an internal error"}'),
-        (408, b'{"code": "request-timeout", "detail": "the body was not sent within 60 s"}'),
         (404, b'{"code": "model-not-found", "detail": "no such model"}'),
     ],
 )
@@ -247,6 +246,13 @@ def test_a_gateway_that_fails_ends_the_run_and_the_next_goes_on(
     score_file(Job(texts, out, progress=False), ServiceBackend([gateway.url]))
     score_file(Job(texts, tmp_path / "whole.jsonl", progress=False), ServiceBackend([url]))
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_body_that_is_slow_on_its_way_is_sent_again(gateway: Gateway, texts: Path, tmp_path: Path) -> None:
+    gateway.answer = (408, b'{"code": "request-timeout", "detail": "the body was not sent within 60 s"}')
+    gateway.refuses = lambda body: 20 < gateway.seen <= 30
+    summary = score_file(Job(texts, tmp_path / "out.jsonl", progress=False), ServiceBackend([gateway.url]))
+    assert (summary.scored, summary.errors) == (80, {})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import httpx
 import pytest
 from PIL import Image
 
+from beholder import schemas
 from beholder.checkpoint import Checkpoint
-from beholder.client import AsyncRewardClient, RewardClient, Sample, Score
+from beholder.client import AsyncRewardClient, ModelCard, RewardClient, Sample, Score
 from beholder.errors import (
     BeholderError,
     ConfigurationError,
@@ -38,6 +40,7 @@ from tests.service.serving import served
 from tests.service.stand_in import StandInEngine
 
 RESPONSES = ["It is red.", "It is blue.", "It is green."]
+ANSWER = {"scores": [1.0], "fingerprint": "f", "usage": {"prompt_tokens": 1, "cached_tokens": 0}}
 
 
 @pytest.fixture
@@ -57,6 +60,41 @@ def test_rank_and_score_agree(url: str, golden_image: Path, checkpoint: Checkpoi
     assert ranking.fingerprint == checkpoint.fingerprint
     if checkpoint.manifest.calibration:
         assert ranking.normalized == [score.normalized for score in scores]
+
+
+def test_models_are_the_cards_of_what_is_served(url: str, checkpoint: Checkpoint) -> None:
+    with RewardClient(url, fingerprint="first") as client:
+        (card,) = client.models()
+        with RewardClient(url, fingerprint=card.fingerprint, model=card.names[0]) as pinned:
+            assert pinned.score("p", [], "r").fingerprint == checkpoint.fingerprint
+    assert asdict(card) == httpx.get(f"{url}/models").json()["models"][0]
+    assert {field.name for field in fields(ModelCard)} == schemas.ModelCard.model_fields.keys()
+
+
+def test_models_are_asked_with_key_and_retries(url: str) -> None:
+    (card,) = httpx.get(f"{url}/models").json()["models"]
+    answers = iter(
+        [
+            httpx.Response(503, json={"code": "engine-unavailable", "detail": "starting"}),
+            httpx.Response(200, json={"models": [{**card, "of_the_future": 1}, {**card, "fingerprint": "other"}]}),
+        ]
+    )
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, str(request.url), request.headers["authorization"], request.content))
+        return next(answers)
+
+    with RewardClient("http://t", api_key="key", transport=httpx.MockTransport(answer)) as client:
+        assert [known.fingerprint for known in client.models()] == [card["fingerprint"], "other"]
+    assert asked == [("GET", "http://t/models", "Bearer key", b"")] * 2
+
+
+@pytest.mark.parametrize("body", [{}, {"models": []}, {"models": ["rm"]}, {"models": [{"fingerprint": "f"}]}])
+def test_what_is_no_list_of_models_raises(body: Any) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=body))
+    with RewardClient("http://t", transport=transport) as client, pytest.raises(EngineError):
+        client.models()
 
 
 def test_the_asynchronous_client_answers_the_same(url: str, golden_image: Path) -> None:
@@ -86,6 +124,32 @@ def test_what_belonged_to_an_ended_loop_is_dropped(url: str) -> None:
     assert len(client._loops) <= 1
     client._loops.clear()
     gc.collect()
+
+
+def test_another_thread_may_open_its_loop_while_ended_ones_are_dropped() -> None:
+    client = AsyncRewardClient("http://t", transport=httpx.MockTransport(lambda _: httpx.Response(200, json=ANSWER)))
+    asked = 0
+
+    class Loop(asyncio.SelectorEventLoop):
+        """While one thread asks whether it has ended, another uses the client."""
+
+        def is_closed(self) -> bool:
+            nonlocal asked
+            if super().is_closed():
+                asked += 1
+                if asked == 1:
+                    other = threading.Thread(target=asyncio.run, args=(client.score("p", [], "r"),))
+                    other.start()
+                    other.join()
+            return super().is_closed()
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        kept = runner.get_loop()
+        runner.run(client.score("p", [], "r"))
+    asked = 0
+    assert asyncio.run(client.score("p", [], "r")).score == 1.0
+    assert asked > 1
+    assert kept.is_closed()
 
 
 def test_many_are_read_in_the_callers_thread(url: str) -> None:
@@ -245,6 +309,12 @@ def test_nobody_listening_is_engine_unavailable() -> None:
 def test_unusable_urls_are_refused(urls: Any) -> None:
     with pytest.raises(ConfigurationError):
         RewardClient(urls)
+
+
+@pytest.mark.parametrize("options", [{"deadline_s": 0}, {"attempt_s": 0}, {"max_concurrency": 0}])
+def test_unusable_limits_are_refused(options: Any) -> None:
+    with pytest.raises(ConfigurationError, match="must be positive"):
+        RewardClient("http://t", **options)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 
 from beholder.checkpoint import Checkpoint
 from beholder.client import AsyncRewardClient, RewardClient, Score, attempts
+from beholder.client.replicas import open_replicas, rendezvous
+from beholder.client.requests import make_call
 from beholder.engine.fake import FakeEngine
 from beholder.errors import BeholderError, DeadlineExceeded, EngineUnavailable, Overloaded
 from beholder.prompts import PromptRenderer
@@ -121,3 +123,26 @@ async def test_a_replica_that_hangs_costs_one_attempt_where_attempts_are_bounded
         await client.score_many([(f"p{number}", [], "r") for number in range(10)])
         assert good.posts == 10
         assert 1 <= slow.posts <= 10
+
+
+async def test_an_image_on_its_way_to_a_replica_that_hangs_costs_all_who_wait_for_it_one_attempt(upstream: str) -> None:
+    async with (
+        misbehaving(upstream, lambda number: "drip") as slow,
+        misbehaving(upstream, lambda number: "none") as good,
+        AsyncRewardClient([slow.url, good.url], attempt_s=0.5, deadline_s=DEADLINE_S) as client,
+    ):
+        prompt = question_for(slow.url, [slow.url, good.url])
+        started = time.monotonic()
+        scores = await client.score_many([(prompt, PICTURES[:1], f"Answer {number}.") for number in range(32)])
+        assert time.monotonic() - started < 5  # one after the other the attempts would take 16 s
+        assert (slow.puts, slow.posts) == (1, 0)
+        assert (good.puts, good.posts) == (1, 32)
+    assert len({score.score for score in scores}) > 1
+
+
+def question_for(url: str, urls: list[str]) -> str:
+    """One that is asked of `url` first, with the first picture."""
+    calls = (
+        (f"Question {number}?", make_call("/score", f"Question {number}?", PICTURES[:1], {})) for number in range(99)
+    )
+    return next(prompt for prompt, call in calls if rendezvous(open_replicas(urls), call.key)[0].name == url)

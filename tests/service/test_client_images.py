@@ -3,6 +3,10 @@
 import asyncio
 import base64
 import io
+import multiprocessing
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from beholder.client import AsyncRewardClient, RewardClient, encode_image
+from beholder.client import AsyncRewardClient, RewardClient, encode_image, replicas
 from beholder.errors import EngineError, ImageError, ImageNotFound
 from beholder.images import _to_rgb, load_image
 from tests.pictures import encode, png
@@ -238,6 +242,33 @@ def test_a_picture_that_samples_share_is_decoded_for_one_at_a_time(kind: str) ->
             assert set(encoded) == {expected}
 
 
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent() -> None:
+    parent, decoding, over = os.getpid(), threading.Event(), threading.Event()
+
+    class Picture:
+        """Takes long to decode in the parent."""
+
+        mode, save = "RGB", None
+
+        def copy(self) -> Image.Image:
+            if os.getpid() == parent:
+                decoding.set()
+                over.wait()
+            return colours()
+
+    picture: Any = Picture()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(encode_image, picture)
+        decoding.wait()
+        child = multiprocessing.get_context("fork").Process(target=encode_image, args=(picture,))
+        child.start()
+        child.join(20)
+        over.set()
+        exit_code = child.exitcode
+        child.kill()
+    assert exit_code == 0
+
+
 def test_a_broken_picture_is_an_image_error_of_its_sample() -> None:
     store, whole = Store(), png()
     with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
@@ -299,3 +330,20 @@ def test_with_a_full_store_the_image_goes_with_the_request(status: int, code: st
     with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
         assert client.score("p", [png()], "r").score == 1.0
     assert len(store.inline) == 1
+
+
+def test_to_a_full_store_no_image_is_sent_ahead_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every request of it would send its images twice."""
+    monkeypatch.setattr(replicas, "STORE_REST_S", 0.5)
+    store, known, new = Store(), png(), png(colour=(1, 2, 3))
+    with RewardClient("http://t", transport=httpx.MockTransport(store)) as client:
+        client.score("p", [known], "r")
+        store.full, store.code = 503, "image-store-full"
+        client.score_many([("p", [known, new], f"r{number}") for number in range(16)])
+        assert store.requests == {"PUT": 2, "POST": 17}
+        assert len(store.inline) == 16  # what it has is named all the same
+        store.full = 0
+        time.sleep(0.5)
+        client.score("p", [known, new], "r")
+    assert store.requests == {"PUT": 3, "POST": 18}
+    assert len(store.inline) == 16

@@ -1,11 +1,12 @@
 """Several base URLs: who is asked, who is asked next, and what waits."""
 
+import asyncio
 from collections import Counter
 
 import httpx
 import pytest
 
-from beholder.client import RewardClient
+from beholder.client import AsyncRewardClient, RewardClient, Sample, replicas
 from beholder.client.answers import Failed
 from beholder.client.attempts import FIRST_WAIT_S, LONGEST_WAIT_S, Attempts, wait_s
 from beholder.client.replicas import open_replicas, rendezvous
@@ -17,8 +18,8 @@ KEYS = [str(number) for number in range(600)]
 
 
 def test_requests_spread_evenly() -> None:
-    replicas = open_replicas(URLS)
-    first = Counter(rendezvous(replicas, key)[0].name for key in KEYS)
+    opened = open_replicas(URLS)
+    first = Counter(rendezvous(opened, key)[0].name for key in KEYS)
     assert all(150 < count < 250 for count in first.values())
 
 
@@ -120,12 +121,59 @@ def test_an_overloaded_replica_is_not_taken_for_dead() -> None:
     assert service.posts()["one"] > 1
 
 
+@pytest.mark.anyio
+async def test_one_call_finds_out_whether_a_replica_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is gone does not refuse connections: who asks it waits as long as one may take."""
+    monkeypatch.setattr(replicas, "CONNECT_S", 0.3)
+    monkeypatch.setattr(replicas, "DOWN_S", 0.2)
+    answering = Service()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        response = answering(request)
+        if request.url.host == "one":
+            await asyncio.sleep(0.3)
+            raise httpx.ConnectTimeout("", request=request)
+        return response
+
+    samples = [Sample(f"prompt {number}", [], "r") for number in range(60)]
+    async with AsyncRewardClient(URLS, transport=httpx.MockTransport(answer)) as client:
+        await client.score_many(samples)
+        await asyncio.sleep(0.25)
+        answering.asked.clear()
+        await client.score_many(samples)
+    assert answering.posts()["one"] == 1
+    assert answering.posts().total() == 61
+
+
+def test_a_replica_that_answers_again_is_asked_by_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "DOWN_S", 0)
+    service = Service(one=0)
+    with client_of(service) as client:
+        for number in range(10):
+            client.score(f"prompt {number}", [], "r")
+        service.statuses["one"] = 503  # overloaded: it speaks for itself
+        service.asked.clear()
+        for number in range(30):
+            client.score(f"prompt {number}", [], "r")
+    assert service.posts()["one"] > 5
+
+
 @pytest.mark.parametrize(("status", "error"), [(401, Unauthorized), (429, EngineError)])
 def test_a_4xx_is_not_tried_again(status: int, error: type[Exception]) -> None:
     service = Service(one=status, two=status, three=status)
     with client_of(service, retries=5) as client, pytest.raises(error):
         client.score("p", [], "r")
     assert len(service.asked) == 1
+
+
+@pytest.mark.parametrize("code", ["request-timeout", None])
+def test_a_body_that_came_too_slowly_is_sent_again(code: str | None) -> None:
+    """A network that stalls for a minute is no mistake of the caller's; a gateway's 408 has no code."""
+    service = Service(code, one=408, two=408)
+    with client_of(service) as client:
+        for number in range(10):
+            client.score(f"prompt {number}", [], "r")
+    assert service.posts()["three"] == 10
 
 
 def test_a_full_service_that_is_set_to_say_429_is_asked_again() -> None:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from beholder.client import AsyncRewardClient
+from beholder.client import AsyncRewardClient, Sample
 from beholder.errors import BeholderError, ConfigurationError, DataError, FingerprintMismatch, InvalidRequest
 from beholder.settings import Settings
 from beholder.trainers import ms_swift, openrlhf, rewards, slime, trl, verl
@@ -272,9 +273,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         "BEHOLDER_MAX_CONCURRENCY": "7",
         "BEHOLDER_REASONING": "cut",
         "BEHOLDER_EMPTY": "-10",
+        "BEHOLDER_ATTEMPT_S": "2.5",
     }
     urls = ("http://one:8000", "http://two:8000")
-    expected = RewardSettings(urls, "key", "first", "normalized", "none", 12.5, 7, reasoning="cut", empty=-10)
+    options: dict[str, Any] = {"reasoning": "cut", "empty": -10, "attempt_s": 2.5}
+    expected = RewardSettings(urls, "key", "first", "normalized", "none", 12.5, 7, **options)
     assert RewardSettings.from_environment(environment) == expected
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -289,6 +292,20 @@ def test_the_service_gives_a_request_up_before_its_client_does() -> None:
     assert [settings.deadline_s for settings in of_trainers] == [of_client] * 2
     assert of_client >= Settings.model_fields["request_deadline_s"].default + 30
     assert f"(default {of_client:g})" in (rewards.__doc__ or "")
+
+
+def test_a_replica_that_hangs_costs_a_run_one_attempt() -> None:
+    service = Recorder()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "hangs":
+            await asyncio.Event().wait()
+        return service(request)
+
+    urls = ("http://hangs", "http://answers")
+    settings = RewardSettings(urls, attempt_s=0.2, deadline_s=20, transport=httpx.MockTransport(answer))
+    samples = [Sample(f"Question {number}?", [PICTURE], "Red.") for number in range(20)]
+    assert Rewarder(settings).rewards(samples) == [4.0] * 20
 
 
 def test_the_documentation_names_every_variable_that_is_read() -> None:
@@ -311,6 +328,7 @@ def test_the_documentation_names_every_variable_that_is_read() -> None:
         {"BEHOLDER_REWARD": "logit"},
         {"BEHOLDER_FAILED": "zero"},
         {"BEHOLDER_DEADLINE_S": "soon"},
+        {"BEHOLDER_ATTEMPT_S": "soon"},
         {"BEHOLDER_REASONING": "drop"},
         {"BEHOLDER_EMPTY": "none"},
         {"BEHOLDER_EMPTY": "nan"},

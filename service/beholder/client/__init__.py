@@ -11,7 +11,7 @@ An image is sent once to a replica, and named by its sha256 afterwards. An error
 `beholder.errors` that has its code. docs/clients.md says more.
 """
 
-from beholder.client.answers import Best, Ranking, Score
+from beholder.client.answers import Best, ModelCard, Ranking, Score
 from beholder.client.asynchronous import FIRST, AsyncRewardClient, Candidates, Sample
 from beholder.client.inputs import EncodedImage, ImageInput, Prompt, encode_image
 from beholder.client.synchronous import Options, RewardClient
@@ -23,6 +23,7 @@ __all__ = [
     "Candidates",
     "EncodedImage",
     "ImageInput",
+    "ModelCard",
     "Options",
     "Prompt",
     "Ranking",

@@ -1,7 +1,8 @@
 """From an HTTP answer to a typed result or an error of `beholder.errors`, and whether to ask again.
 
-docs/errors.md is the contract: 503 is retried, so is an overloaded service that was set to say 429, and what a gateway
-says for a replica that is gone (502, 503, 504 without a code of ours). Nothing else is, least of all another 4xx.
+docs/errors.md is the contract: 503 is retried, so are a body that came too slowly (408), an overloaded service that was
+set to say 429, and what a gateway says for a replica that is gone or such a body (502, 503, 504, 408 without a code of
+ours). Nothing else is, least of all another 4xx.
 """
 
 import math
@@ -11,9 +12,9 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageUnknown, Overloaded
+from beholder.errors import BeholderError, EngineError, EngineUnavailable, ImageUnknown, Overloaded, RequestTimeout
 
-GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
+GATEWAY_STATUSES: Final = frozenset({408, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,29 @@ class Best:
     score: float
 
 
-Result = TypeVar("Result", Score, Ranking)
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model that a service has. `names` and `fingerprint` are what a client's `model` may be.
+
+    `input`: what the model reads of a request's images: `image`, `text` (nothing) or `blank_image` (a white square in
+    place of each).
+    """
+
+    id: str
+    names: list[str]
+    engine: str
+    fingerprint: str
+    base_model: str
+    architecture: str
+    algorithm: str
+    input: str
+    dtype: str
+    calibrated: bool
+    max_tokens: int
+    max_images: int
+
+
+Result = TypeVar("Result", Score, Ranking, ModelCard)
 
 
 class Failed(Exception):
@@ -67,6 +90,10 @@ class Failed(Exception):
         self.error = error
         self.retry_after_s = retry_after_s
         self.gone = gone
+
+    def again(self) -> "Failed":
+        """For another call that it concerns: what is raised collects the frames of all that raise it."""
+        return Failed(self.error, self.retry_after_s, self.gone)
 
 
 def read_score(answer: Mapping[str, Any]) -> Score:
@@ -86,6 +113,14 @@ def read_ranking(answer: Mapping[str, Any], count: int) -> Ranking:
     return _build(Ranking, {"normalized": None, **answer, "truncated": truncated})
 
 
+def read_models(answer: Mapping[str, Any]) -> list[ModelCard]:
+    """At least one. Raises EngineError on an answer that is not one."""
+    cards = answer.get("models")
+    if not isinstance(cards, list) or not cards:
+        raise EngineError(f"the service answered models {cards!r:.80}, not a list of them")
+    return [_build(ModelCard, card) for card in cards]
+
+
 def read_body(response: httpx.Response) -> dict[str, Any]:
     """The JSON of a success. Raises Failed for what is worth another attempt, else BeholderError."""
     body = _json(response)
@@ -95,8 +130,8 @@ def read_body(response: httpx.Response) -> dict[str, Any]:
         raise Failed(EngineError(f"{response.request.url}: the answer breaks off"))
     kind = _kind(body)
     error = _error(response, kind, body)
-    overloaded = kind is not None and issubclass(kind, Overloaded)
-    if response.status_code == 503 or overloaded or (response.status_code in GATEWAY_STATUSES and kind is None):
+    passing = kind is not None and issubclass(kind, Overloaded | RequestTimeout)
+    if response.status_code == 503 or passing or (response.status_code in GATEWAY_STATUSES and kind is None):
         # Only a replica that could still speak for itself says that it is overloaded.
         gone = kind in (None, EngineUnavailable)
         raise Failed(error, _retry_after_s(response), gone)
@@ -148,7 +183,7 @@ def _is_finite(value: object) -> bool:
 def _build(kind: type[Result], answer: Mapping[str, Any]) -> Result:
     """From the members that the class has a field for: a newer service may answer more."""
     try:
-        members = {**answer, **answer["usage"], "fingerprint": str(answer["fingerprint"])}
+        members = {**answer, **answer.get("usage", {}), "fingerprint": str(answer["fingerprint"])}
         return kind(**{field.name: members[field.name] for field in fields(kind)})
     except (KeyError, TypeError) as missing:
         raise EngineError(f"the service's answer lacks {missing}: is this a Beholder service?") from None

@@ -3,21 +3,21 @@
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import httpx
 from tqdm import tqdm
 
-from beholder.client.answers import Best, Ranking, Score, read_ranking, read_score
+from beholder.client.answers import Best, ModelCard, Ranking, Score, read_models, read_ranking, read_score
 from beholder.client.attempts import Attempts
 from beholder.client.exchange import Channel
 from beholder.client.inputs import ImageInput, Prompt, check_sequence
-from beholder.client.replicas import open_replicas, rendezvous
-from beholder.client.requests import make_call
+from beholder.client.replicas import CONNECT_S, open_replicas, rendezvous
+from beholder.client.requests import MODELS, Call, make_call
 from beholder.concurrency import all_or_none
 from beholder.errors import BeholderError, ConfigurationError, DeadlineExceeded, FingerprintMismatch
 
-CONNECT_S: Final = 10.0
 DEADLINE_S: Final = 330.0
 """Longer than the service's own (`request_deadline_s`), so that it says what was late before its client hangs up."""
 FIRST: Final = "first"
@@ -55,7 +55,9 @@ class AsyncRewardClient:
 
     `model` is the model's name where the service has several. `fingerprint` pins the checkpoint ("first": that of the
     first answer); an answer of another raises FingerprintMismatch. `transport` replaces the network. Calls may come
-    from several event loops. Raises ConfigurationError on arguments that cannot be used.
+    from several event loops. A copy, and what comes of a pickle (which has the keys in it), is a client with the same
+    arguments and connections of its own; it pins what this one has pinned. Raises ConfigurationError on arguments that
+    cannot be used.
     """
 
     def __init__(
@@ -73,17 +75,33 @@ class AsyncRewardClient:
     ) -> None:
         if deadline_s <= 0 or max_concurrency < 1:
             raise ConfigurationError(f"deadline_s {deadline_s} and max_concurrency {max_concurrency} must be positive")
-        self._replicas = open_replicas(base_urls)
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        if attempt_s is not None and not attempt_s > 0:
+            raise ConfigurationError(f"attempt_s {attempt_s} must be positive; None leaves attempts to deadline_s")
+        self._base_urls = base_urls if isinstance(base_urls, str) else tuple(base_urls)
+        self._replicas = open_replicas(self._base_urls)
+        self._api_key = api_key
         self._pinned = {} if fingerprint in (None, FIRST) else {FIRST: fingerprint}
         self._pins = fingerprint is not None
-        self._chosen = {} if model is None else {"model": model}
+        self._model = model
         self._deadline_s = deadline_s
         self._attempt_s = attempt_s
         self._max_concurrency = max_concurrency
         self._retries = retries
         self._transport = transport
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple["partial[Self]", tuple[Any, ...]]:
+        options: dict[str, Any] = {
+            "api_key": self._api_key,
+            "fingerprint": self._pinned.get(FIRST, FIRST if self._pins else None),
+            "model": self._model,
+            "deadline_s": self._deadline_s,
+            "attempt_s": self._attempt_s,
+            "max_concurrency": self._max_concurrency,
+            "retries": self._retries,
+            "transport": self._transport,
+        }
+        return partial(type(self), **options), (self._base_urls,)
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,6 +114,11 @@ class AsyncRewardClient:
         here = self._loops.pop(asyncio.get_running_loop(), None)
         if here is not None:
             await here.channel.close()
+
+    async def models(self) -> list[ModelCard]:
+        """What the service has, its first model first; with several URLs, what the first that answers has. Nothing is
+        pinned, and no pin is checked. Raises BeholderError."""
+        return read_models(await self._answer("/models", lambda: MODELS))
 
     async def score(self, prompt: Prompt, images: Sequence[ImageInput], response: str) -> Score:
         """The reward of one response. Raises BeholderError."""
@@ -155,12 +178,17 @@ class AsyncRewardClient:
         self, path: str, prompt: Prompt, images: Sequence[ImageInput], rest: dict[str, Any]
     ) -> dict[str, Any]:
         check_sequence("images", images)
+        chosen = {} if self._model is None else {"model": self._model}
+        return await self._answer(path, lambda: make_call(path, prompt, images, rest | chosen))
+
+    async def _answer(self, path: str, make: Callable[[], Call]) -> dict[str, Any]:
+        """`make` runs in a thread: it may read and encode images."""
         here = self._loop()
         attempts: Attempts | None = None
         async with here.places:
             try:
                 async with asyncio.timeout(self._deadline_s) as deadline:
-                    call = await asyncio.to_thread(make_call, path, prompt, images, rest | self._chosen)
+                    call = await asyncio.to_thread(make)
                     attempts = Attempts(rendezvous(self._replicas, call.key), self._retries)
                     answer = await here.channel.exchange(call, attempts, deadline.when() or 0)
             except TimeoutError:
@@ -172,11 +200,14 @@ class AsyncRewardClient:
         running = asyncio.get_running_loop()
         here = self._loops.get(running)
         if here is None:
-            for ended in [loop for loop in self._loops if loop.is_closed()]:
-                del self._loops[ended]  # its connections hold it, so it would stay for ever
-            # The deadline bounds everything but connecting, where another replica may be quicker.
+            for known in self._loops.keyrefs():  # a list, since other threads open and drop theirs meanwhile
+                loop = known()
+                if loop is not None and loop.is_closed():
+                    self._loops.pop(loop, None)  # its connections hold it, so it would stay for ever
+            # The deadline bounds everything but connecting, where another replica may be quicker. What is gone without
+            # a word is told from what is slow by TCP (keepalive.py).
             http = httpx.AsyncClient(
-                headers=self._headers,
+                headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
                 timeout=httpx.Timeout(None, connect=CONNECT_S),
                 limits=httpx.Limits(max_keepalive_connections=self._max_concurrency),
                 transport=self._transport,

@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import io
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,10 +38,19 @@ Prompt = str | Sequence[Mapping[str, Any]]
 PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _WITH_ALPHA: Final = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
 _SIXTEEN_BIT: Final = frozenset({"I", "I;16B", "I;16L", "I;16N"})
-_LOADING: Final = tuple(threading.Lock() for _ in range(61))
+_LOADING: Final = [threading.Lock() for _ in range(61)]
 """Pillow decodes a file at its first use, and not for two threads at a time: a picture's lock is chosen by its id."""
 _LONGEST_SHOWN: Final = 200
 _ARRAYS: Final = "uint8 of shape (H, W), (H, W, 3) or (H, W, 4), or uint16 of shape (H, W)"
+
+
+def _renew_locks() -> None:
+    """In a forked process, in which nobody will release those that other threads of its parent held."""
+    _LOADING[:] = [threading.Lock() for _ in _LOADING]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,20 @@ from typing import Final
 from beholder.client.base_urls import parse_base_url
 from beholder.errors import ConfigurationError
 
+CONNECT_S: Final = 10.0
+"""How long a replica may take to accept a connection."""
 DOWN_S: Final = 5.0
 """How long a replica that did not answer is passed over while others do."""
+STORE_REST_S: Final = 30.0
+"""How long, at least, no image is sent ahead to a replica that could not store one."""
 MAX_KNOWN_IMAGES: Final = 100_000
 EXPIRY_MARGIN_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
 class Replica:
-    """One base URL, as `name` without a key that stands in it: when it is down, and the images that it is known to
-    have."""
+    """One base URL, as `name` without a key that stands in it: when it is down, the images that it is known to have,
+    and when it has no room for more."""
 
     def __init__(self, base_url: str) -> None:
         base = parse_base_url(base_url)
@@ -32,6 +36,7 @@ class Replica:
         self._down_until = 0.0
         self._answers = True
         self._images: OrderedDict[str, float] = OrderedDict()
+        self._store_rests_until = 0.0
 
     @property
     def down(self) -> bool:
@@ -43,6 +48,11 @@ class Replica:
         if self._answers:
             _log.warning("%s is down: %s", self.name, why)
         self._answers = False
+
+    def mark_asked(self) -> None:
+        """One call finds out whether a replica that did not answer does again; the others pass it over meanwhile."""
+        if not self._answers:
+            self._down_until = time.monotonic() + CONNECT_S + DOWN_S
 
     def mark_up(self) -> None:
         self._down_until = 0.0
@@ -58,6 +68,14 @@ class Replica:
         self._images[sha256] = time.monotonic() + expires_in_s - EXPIRY_MARGIN_S
         if len(self._images) > MAX_KNOWN_IMAGES:
             self._images.popitem(last=False)
+
+    @property
+    def store_rests(self) -> bool:
+        return time.monotonic() < self._store_rests_until
+
+    def rest_store(self, retry_after_s: float) -> None:
+        """An image that it cannot store it would be sent twice, with the request again."""
+        self._store_rests_until = time.monotonic() + max(retry_after_s, STORE_REST_S)
 
     def forget(self, images: Iterable[str]) -> None:
         for sha256 in images:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from beholder.client.inputs import EncodedImage, ImageInput, Prompt, encode_image
 from beholder.errors import InvalidRequest, InvalidText
@@ -11,12 +11,15 @@ from beholder.errors import InvalidRequest, InvalidText
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`key` is one text for prompt and images: calls that share both go to one replica."""
+    """`key` is one text for prompt and images: calls that share both go to one replica. Without a body it is a GET."""
 
     path: str
-    body: dict[str, Any]
+    body: dict[str, Any] | None
     images: tuple[EncodedImage, ...]
     key: str
+
+
+MODELS: Final = Call("/models", None, (), "/models")
 
 
 def make_call(path: str, prompt: Prompt, images: Sequence[ImageInput], rest: dict[str, Any]) -> Call:

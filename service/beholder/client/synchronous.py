@@ -6,11 +6,12 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 
-from beholder.client.answers import Best, Ranking, Score
+from beholder.client.answers import Best, ModelCard, Ranking, Score
 from beholder.client.asynchronous import AsyncRewardClient, CandidateSets, Samples
 from beholder.client.inputs import ImageInput, Prompt
 from beholder.errors import BeholderError, EngineUnavailable
@@ -37,7 +38,7 @@ class RewardClient:
     """AsyncRewardClient with its arguments and methods, without await. Iterables are read in the caller's thread.
 
     Works within a running event loop (which waits meanwhile), from several threads, and in a forked process, which gets
-    connections of its own.
+    connections of its own. Copied and pickled as AsyncRewardClient is.
     """
 
     def __init__(self, base_urls: str | Sequence[str], **options: Unpack[Options]) -> None:
@@ -45,6 +46,10 @@ class RewardClient:
         self._thread: _LoopThread | None = None
         self._finalizer: weakref.finalize[..., RewardClient] | None = None
         self._starting = threading.Lock()
+
+    def __reduce__(self) -> tuple["partial[Self]", tuple[Any, ...]]:
+        make, arguments = self._client.__reduce__()
+        return partial(type(self), **make.keywords), arguments
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +66,11 @@ class RewardClient:
                 self._finalizer.detach()
         if thread is not None and thread.pid == os.getpid():
             thread.stop(self._client.aclose)
+
+    def models(self) -> list[ModelCard]:
+        """What the service has, its first model first; with several URLs, what the first that answers has. Nothing is
+        pinned, and no pin is checked. Raises BeholderError."""
+        return self._run(self._client.models())
 
     def score(self, prompt: Prompt, images: Sequence[ImageInput], response: str) -> Score:
         """The reward of one response. Raises BeholderError."""

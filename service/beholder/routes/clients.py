@@ -45,7 +45,10 @@ LABEL: Final = "reward"
 
 @router.post("/classify", response_model=ClassifyResponse, responses=SCORING, summary="vLLM's /classify")
 async def classify(request: Request) -> Response:
-    """One class, whose probability is the logit's sigmoid, or the logit itself when `use_activation` is false."""
+    """One class, whose probability is the logit's sigmoid, or the logit itself when `use_activation` is false.
+
+    A string of `input` alone does not tell a forged turn in a response from a real one; `messages` does.
+    """
     body = await read_model(request, CLASSIFY)
     scorer = choose_model(request, body.model)
     policy = context_of(request).policy

@@ -7,6 +7,7 @@ BEHOLDER_FINGERPRINT      pin this checkpoint; `first` pins that of the first an
 BEHOLDER_REWARD           score (default, the raw logit) or normalized
 BEHOLDER_FAILED           raise (default) or none: what a sample gets that cannot be scored
 BEHOLDER_DEADLINE_S       seconds for one sample, retries included (default 330)
+BEHOLDER_ATTEMPT_S        seconds for one attempt; unset, nothing but the deadline ends it
 BEHOLDER_MAX_CONCURRENCY  samples in flight from one process (default 32)
 BEHOLDER_REASONING        keep (default) or cut: what ends with the last </think> of a response is not scored
 BEHOLDER_EMPTY            your reward for an empty response, such as -10; unset, it cannot be scored
@@ -63,6 +64,7 @@ class RewardSettings:
     model: str | None = None
     reasoning: Literal["keep", "cut"] = "keep"
     empty: float | None = None
+    attempt_s: float | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError."""
@@ -95,9 +97,10 @@ class RewardSettings:
                 model=value("MODEL") or None,
                 reasoning=cast(Literal["keep", "cut"], value("REASONING", "keep")),
                 empty=float(value("EMPTY")) if value("EMPTY") else None,
+                attempt_s=float(value("ATTEMPT_S")) if value("ATTEMPT_S") else None,
             )
         except ValueError as error:
-            names = "BEHOLDER_DEADLINE_S, BEHOLDER_MAX_CONCURRENCY, BEHOLDER_EMPTY"
+            names = "BEHOLDER_DEADLINE_S, BEHOLDER_ATTEMPT_S, BEHOLDER_MAX_CONCURRENCY, BEHOLDER_EMPTY"
             raise ConfigurationError(f"{names}: {error}") from None
 
     @property
@@ -107,6 +110,7 @@ class RewardSettings:
             "fingerprint": self.fingerprint,
             "model": self.model,
             "deadline_s": self.deadline_s,
+            "attempt_s": self.attempt_s,
             "max_concurrency": self.max_concurrency,
             "transport": self.transport,
         }
@@ -125,7 +129,10 @@ def read_rows(read: Callable[..., Sample], *columns: Iterable[Any]) -> list[Read
 
 
 class Rewarder:
-    """Rewards of many samples at a time, in order; for code with and without an event loop."""
+    """Rewards of many samples at a time, in order; for code with and without an event loop.
+
+    What comes of a pickle has connections of its own, and pins what this one has pinned.
+    """
 
     def __init__(self, settings: RewardSettings) -> None:
         self.settings = settings

@@ -23,14 +23,11 @@ PROMPT_COLUMN: Final = "beholder_prompt"
 
 
 class _Named:
-    """What both kinds share. They can be pickled, as AsyncGRPO asks: a copy has connections of its own."""
+    """What both kinds share. They can be pickled, as AsyncGRPO asks, since a Rewarder can."""
 
     def __init__(self, settings: RewardSettings, name: str) -> None:
         self.__name__ = name  # TRL logs under it
         self._rewarder = Rewarder(settings)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._rewarder.settings, self.__name__)
 
 
 class RewardFunction(_Named):

@@ -78,8 +78,9 @@ def rank_all(url: str, records: Sequence[Record], images: Sequence[Record], labe
 
 def engine_name(url: str) -> str:
     """The engine that the service says it runs on."""
-    (model,) = httpx.get(f"{url}/models").raise_for_status().json()["models"]
-    return str(model["engine"])
+    with RewardClient(url) as client:
+        (model,) = client.models()
+    return model.engine
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float = 300) -> None:
