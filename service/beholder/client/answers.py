@@ -59,7 +59,7 @@ class ModelCard:
     """A model that a service has. `names` and `fingerprint` are what a client's `model` may be.
 
     `input`: what the model reads of a request's images: `image`, `text` (nothing) or `blank_image` (a white square in
-    place of each).
+    place of each). `overlong` is what the service does with a prompt of more than `max_tokens`: `refuse` or `truncate`.
     """
 
     id: str
@@ -73,7 +73,12 @@ class ModelCard:
     dtype: str
     calibrated: bool
     max_tokens: int
+    overlong: str
     max_images: int
+    max_image_bytes: int
+    max_image_pixels: int
+    max_image_aspect: float
+    max_image_frames: int
 
 
 Result = TypeVar("Result", Score, Ranking, ModelCard)

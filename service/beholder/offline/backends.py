@@ -8,13 +8,10 @@ from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
 from typing import Any, Final
 
-import httpx
-
 from beholder.checkpoint import read_checkpoint
-from beholder.client import AsyncRewardClient
-from beholder.client.base_urls import BaseUrl, parse_base_url
-from beholder.error_lines import first_line
-from beholder.errors import ConfigurationError, EngineUnavailable
+from beholder.client import AsyncRewardClient, ModelCard, RewardClient
+from beholder.client.base_urls import parse_base_url
+from beholder.errors import ConfigurationError, EngineError, EngineUnavailable
 from beholder.local import trusted
 from beholder.offline.pipeline import scored_in_order
 from beholder.offline.scorers import EngineScorer, RecordScorer, ServiceScorer
@@ -22,7 +19,8 @@ from beholder.offline.scoring import Job, Position
 from beholder.offline.tasks import Scored, Task
 from beholder.settings import Settings
 
-_CONNECTIONS = 64
+_CONNECTIONS: Final = 64
+_ASKING_S: Final = 10.0
 _ACCEPTANCE: Final = (
     "overlong",
     "max_images",
@@ -75,7 +73,9 @@ class ServiceBackend:
     @cached_property
     def about(self) -> dict[str, Any]:
         """As `about` names it, but for `max_model_len`: a service says what came of it."""
-        return {name: self._card[name] for name in ("fingerprint", "engine", "dtype", "max_tokens", *_ACCEPTANCE)}
+        return {
+            name: getattr(self._card, name) for name in ("fingerprint", "engine", "dtype", "max_tokens", *_ACCEPTANCE)
+        }
 
     def run(self, job: Job, position: Position, accept: Callable[[Scored], None]) -> None:
         asyncio.run(self._run(job, position, accept))
@@ -88,22 +88,22 @@ class ServiceBackend:
             model=self._model,
             max_concurrency=_CONNECTIONS,
         ) as client:
-            scorer = ServiceScorer(client, self._card["max_image_bytes"])
+            scorer = ServiceScorer(client, self._card.max_image_bytes)
             await drive(job.tasks(position), scorer, job.in_flight, accept)
 
     @property
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> ModelCard:
         """They say the same of all that counts."""
         return next(iter(self._cards.values()))
 
     @cached_property
-    def _cards(self) -> dict[str, dict[str, Any]]:
+    def _cards(self) -> dict[str, ModelCard]:
         """What each service that answers says about the model, by its URL."""
-        cards: dict[str, dict[str, Any]] = {}
+        cards: dict[str, ModelCard] = {}
         problems: list[str] = []
         for url in self._urls:
             try:
-                cards[url] = self._ask(parse_base_url(url))
+                cards[url] = self._ask(url)
             except EngineUnavailable as error:
                 problems.append(str(error))
         if not cards:
@@ -113,42 +113,36 @@ class ServiceBackend:
         _require_alike(cards)
         return cards
 
-    def _ask(self, base: BaseUrl) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        url = f"{base}/models"
+    def _ask(self, url: str) -> ModelCard:
         try:
-            answer = httpx.get(url, headers={**headers, **base.headers}).raise_for_status().json()
-            card = _card_of(answer["models"], self._model)
-        except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-            raise EngineUnavailable(f"{url}: {first_line(error)}: is a Beholder service running there?") from None
-        if unsaid := [name for name in _DECIDING if name not in card]:
-            raise ConfigurationError(
-                f"{url} does not say {', '.join(unsaid)}: the service is of another version of Beholder, whose "
-                "score-file is to be used"
-            )
-        return card
+            with RewardClient(url, api_key=self._api_key, retries=0, deadline_s=_ASKING_S) as client:
+                cards = client.models()
+        except EngineError as error:
+            raise EngineUnavailable(f"{error}: is a Beholder service running there?") from None
+        return _card_of(cards, self._model)
 
 
-def _require_alike(cards: Mapping[str, dict[str, Any]]) -> None:
+def _require_alike(cards: Mapping[str, ModelCard]) -> None:
     """Raises ConfigurationError where two differ in what decides a score."""
     (first, expected), *others = cards.items()
     for url, card in others:
         for name in _DECIDING:
-            if card[name] != expected[name]:
+            here, there = getattr(expected, name), getattr(card, name)
+            if here != there:
                 raise ConfigurationError(
-                    f"{parse_base_url(first)} scores with {name} {expected[name]}, {parse_base_url(url)} with "
-                    f"{card[name]}: two would mix in one file; give --url of services that are alike"
+                    f"{parse_base_url(first)} scores with {name} {here}, {parse_base_url(url)} with {there}: two would "
+                    "mix in one file; give --url of services that are alike"
                 )
 
 
-def _card_of(cards: Sequence[dict[str, Any]], model: str | None) -> dict[str, Any]:
-    """Raises ConfigurationError where none is the `model`; IndexError where there are none."""
+def _card_of(cards: Sequence[ModelCard], model: str | None) -> ModelCard:
+    """Raises ConfigurationError where none is the `model`."""
     if model is None:
         return cards[0]
     for card in cards:
-        if model in (*card["names"], card["fingerprint"]):
+        if model in (*card.names, card.fingerprint):
             return card
-    known = ", ".join(name for card in cards for name in card["names"])
+    known = ", ".join(name for card in cards for name in card.names)
     raise ConfigurationError(f"--model {model}: the service has {known}")
 
 
