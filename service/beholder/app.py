@@ -9,12 +9,12 @@ from fastapi import FastAPI
 
 from beholder import problems
 from beholder.auth import OPEN, Gate, KeyRing
-from beholder.decoded_images import DecodedImages
 from beholder.engine.caching import CachingEngine
-from beholder.image_sources import FetchedBytes, ImageLoader
-from beholder.image_store import open_store
-from beholder.image_urls import UrlFetcher, UrlPolicy
 from beholder.images import raise_pillows_limit
+from beholder.images.decoded import DecodedImages
+from beholder.images.sources import FetchedBytes, ImageLoader
+from beholder.images.store import open_store
+from beholder.images.urls import UrlFetcher, UrlPolicy
 from beholder.in_flight import InFlight
 from beholder.lifecycle import Lifecycle
 from beholder.load_shedding import LoadShedding

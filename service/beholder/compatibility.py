@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from beholder import examples
-from beholder.image_sources import ImageSource, Inline, Link
+from beholder import openapi_examples as examples
+from beholder.images.sources import ImageSource, Inline, Link
 from beholder.markers import split
 from beholder.prompts import IMAGE, Conversation, ImageSlot, Turn
 from beholder.schemas import MAX_BATCH, MAX_MESSAGES, MAX_PARTS, Finite, ModelName, TextPart, content_kind

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from beholder import collector
+from beholder import garbage
 from beholder.checkpoint import verify_files
 from beholder.errors import BeholderError, EngineError, EngineUnavailable, GoldenMismatch
 from beholder.golden import require_passed, score_golden
@@ -70,7 +70,7 @@ class Lifecycle:
             await self._become_ready()
             while all(model.engine.healthy for model in self._models):
                 if self._in_flight.idle:
-                    collector.collect_while_idle()
+                    garbage.collect_while_idle()
                 await asyncio.sleep(HEALTH_INTERVAL_S)
             dead = ", ".join(model.name for model in self._models if not model.engine.healthy)
             raise EngineUnavailable(f"the engine died: {dead}")
@@ -103,7 +103,7 @@ class Lifecycle:
                 # A restart would not help, and a live process can be asked why it is not ready.
                 _log.error("%s", error)
                 mismatches.append(error)
-        collector.relieve()
+        garbage.relieve()
         self._blocked_by = mismatches[0] if mismatches else None
         if not mismatches:
             _log.info("ready")

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import Final
 
 from beholder.errors import ImageMismatch, TooManyImages
-from beholder.image_sources import ImageSource, Stored
+from beholder.images.sources import ImageSource, Stored
 from beholder.policy_template import Texts
 from beholder.prompts import IMAGE, Conversation, ImageSlot, Turn
 

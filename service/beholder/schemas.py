@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from beholder import examples
-from beholder.image_sources import ImageSource, Inline, Link, Stored
+from beholder import openapi_examples as examples
+from beholder.images.sources import ImageSource, Inline, Link, Stored
 from beholder.prompts import IMAGE, Conversation, ImageSlot, ModelInput, Turn, single_turn
 
 MAX_BATCH = 512

@@ -18,7 +18,7 @@ from beholder.errors import (
     PromptTooLong,
     TooManyImages,
 )
-from beholder.image_sources import ImageLoader, ImageSource, RequestImages
+from beholder.images.sources import ImageLoader, ImageSource, RequestImages
 from beholder.metrics import Metrics
 from beholder.models import Model
 from beholder.prompts import Conversation, Prompt

@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from beholder.batcher import Batcher
+from beholder.engine.batcher import Batcher
+from beholder.engine.rows import WINDOW, _rows, choose
 from beholder.errors import EngineError, EngineUnavailable
 from beholder.modeling.packing import PREFIX, pack
-from beholder.rows import WINDOW, _rows, choose
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 
 from beholder.client import AsyncRewardClient, RewardClient, encode_image, replicas
 from beholder.errors import EngineError, ImageError, ImageNotFound
-from beholder.images import _to_rgb, load_image
+from beholder.images import load_image
+from beholder.images.loading import _to_rgb
 from tests.pictures import encode, png
 
 NOISE = np.random.default_rng(0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from beholder.coalescing import Coalescer
+from beholder.engine.coalescing import Coalescer
 from beholder.errors import EngineUnavailable
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from beholder.decoded_images import Admit, DecodedImages
 from beholder.errors import ImageError, ImageTooLarge, Overloaded
 from beholder.images import LoadedImage
+from beholder.images.decoded import Admit, DecodedImages
 
 NAMES = [f"{number:064x}" for number in range(8)]
 SIDE = 40

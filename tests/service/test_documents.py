@@ -10,7 +10,8 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from beholder import examples, openapi
+from beholder import openapi
+from beholder import openapi_examples as examples
 from beholder.checkpoint import Checkpoint
 from beholder.errors import BeholderError
 from beholder.prompts import PromptRenderer

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from beholder.errors import ConfigurationError, ImageStoreFull, ImageStoreUnavailable
-from beholder.image_store import FolderStore, ImageStore, open_store
+from beholder.images.store import FolderStore, ImageStore, open_store
 
 Open = Callable[[int, float], ImageStore]
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from beholder import image_urls
 from beholder.errors import (
     ConfigurationError,
     ImageError,
@@ -20,7 +19,8 @@ from beholder.errors import (
     ImageUrlRefused,
     Overloaded,
 )
-from beholder.image_urls import UrlFetcher, UrlPolicy, is_public
+from beholder.images import urls as image_urls
+from beholder.images.urls import UrlFetcher, UrlPolicy, is_public
 from tests.pictures import png
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import MARKER
 
 from beholder.errors import ImageTooLarge
-from beholder.image_files import _JPEG_MARKER, is_whole
 from beholder.images import ImageLimits, load_image, raise_pillows_limit
+from beholder.images.structure import _JPEG_MARKER, is_whole
 from tests.pictures import encode
 from tests.service.hostile_images import (
     FRAGMENTED,
@@ -144,7 +144,7 @@ PICTURES = pictures()
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pixels_are_converted_in_stripes_as_they_are_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beholder.images._STRIPE_PIXELS", 60 * 7)
+    monkeypatch.setattr("beholder.images.loading._STRIPE_PIXELS", 60 * 7)
     pixels, expected = load_image(PICTURES[name]).pixels, whole_to_rgb(PICTURES[name])
     assert (pixels.size, pixels.mode) == (expected.size, "RGB")
     assert pixels.tobytes() == expected.tobytes()

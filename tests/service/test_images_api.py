@@ -11,11 +11,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from beholder import image_sources
 from beholder.checkpoint import Checkpoint
-from beholder.image_sources import QUICK_CHARACTERS
-from beholder.image_store import FolderStore
 from beholder.images import ImageLimits, decode_base64
+from beholder.images import sources as image_sources
+from beholder.images.sources import QUICK_CHARACTERS
+from beholder.images.store import FolderStore
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
 from tests.pictures import encode, png

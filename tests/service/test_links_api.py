@@ -10,7 +10,7 @@ import pytest
 
 from beholder import app as wiring
 from beholder.checkpoint import Checkpoint
-from beholder.image_urls import UrlFetcher, UrlPolicy
+from beholder.images.urls import UrlFetcher, UrlPolicy
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
 from tests.pictures import png

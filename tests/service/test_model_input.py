@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from beholder import examples
+from beholder import openapi_examples as examples
 from beholder.checkpoint import Checkpoint, read_checkpoint
 from beholder.images import LoadedImage, blank_image
 from beholder.prompts import ModelInput, PromptRenderer

@@ -212,9 +212,7 @@ async def test_more_images_than_configured(vllm: VllmEngine, renderer: PromptRen
 async def test_a_picture_that_the_processor_does_not_take(vllm: VllmEngine, renderer: PromptRenderer) -> None:
     """As an error of the image, as with the transformers engine, and without the prompt, which vLLM quotes."""
     with pytest.raises(ImageError, match="the model's image processor does not take the image: absolute aspect ratio"):
-        await vllm.score(
-            renderer.render(single_turn("p", 1), "r", [picture((2, 600), limits=ImageLimits(max_aspect=1000))])
-        )
+        await vllm.score(renderer.render(single_turn("p", 1), "r", [picture((2, 600))]))
 
 
 async def test_too_long_a_text_is_refused_with_the_counts(vllm: VllmEngine, renderer: PromptRenderer) -> None:

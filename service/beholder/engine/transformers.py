@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from beholder.batcher import Batcher
 from beholder.checkpoint import Checkpoint
-from beholder.coalescing import Coalescer
 from beholder.engine import Activity, EngineScore
+from beholder.engine.batcher import Batcher
+from beholder.engine.coalescing import Coalescer
 from beholder.engine.memory import keep_freed_memory
 from beholder.engine.queued_pictures import QueuedPictures
 from beholder.engine.refused_pictures import refused_picture

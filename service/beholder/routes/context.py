@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 
-from beholder.image_sources import ImageLoader
+from beholder.images.sources import ImageLoader
 from beholder.in_flight import InFlight
 from beholder.lifecycle import Lifecycle
 from beholder.metrics import Metrics

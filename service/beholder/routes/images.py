@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from beholder.errors import ImageHashMismatch
-from beholder.image_sources import Upload
 from beholder.images import LoadedImage
+from beholder.images.sources import Upload
 from beholder.middleware import LOG_KEY
 from beholder.routes.answering import answer, refusals
 from beholder.routes.context import Context, context_of

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from beholder.engine import EngineScore
 from beholder.errors import InvalidRequest
-from beholder.image_sources import ImageSource, Upload
+from beholder.images.sources import ImageSource, Upload
 from beholder.models import Model
 from beholder.rewards import best_first, normalize, ranks
 from beholder.routes.answering import SCORING, answer, choose_model, score_samples

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from beholder import collector
+from beholder import garbage
 from tests.service.stand_in import Serve, StandInEngine, until
 
 pytestmark = pytest.mark.anyio
@@ -20,20 +20,20 @@ class Cyclic:
 async def test_it_waits_until_nothing_is_in_flight(
     serve: Serve, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collector, "WORTHWHILE", 1000)
+    monkeypatch.setattr(garbage, "WORTHWHILE", 1000)
     before = gc.get_threshold()
     try:
         async with serve() as client:
-            assert gc.get_threshold() == collector.THRESHOLDS
+            assert gc.get_threshold() == garbage.THRESHOLDS
             engine.gate.clear()
             request = asyncio.ensure_future(client.post("/score", json={"prompt": "p", "response": "r"}))
             await until(lambda: engine.active)
-            garbage = [weakref.ref(Cyclic()) for _ in range(2000)]
+            cyclic = [weakref.ref(Cyclic()) for _ in range(2000)]
             await asyncio.sleep(0.5)
-            assert all(found() for found in garbage)
+            assert all(found() for found in cyclic)
             engine.gate.set()
             assert (await request).status_code == 200
-            await until(lambda: not any(found() for found in garbage))
+            await until(lambda: not any(found() for found in cyclic))
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from beholder.engine import Activity
+from beholder.engine.rows import Entry, choose
 from beholder.errors import EngineError, EngineUnavailable, own_copy
-from beholder.rows import Entry, choose
 
 E = TypeVar("E", bound=Entry)
 R = TypeVar("R")

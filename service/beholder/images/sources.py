@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from beholder.decoded_images import Admit, DecodedImages, Held
 from beholder.errors import BeholderError, ImageError, ImageTooLarge, ImageUnknown, ImageUrlRefused, Overloaded
-from beholder.image_store import ImageStore
-from beholder.image_urls import UrlFetcher
 from beholder.images import ImageLimits, LoadedImage, decode_base64, load_image
+from beholder.images.decoded import Admit, DecodedImages, Held
+from beholder.images.store import ImageStore
+from beholder.images.urls import UrlFetcher
 from beholder.metrics import Metrics
 
 QUICK_CHARACTERS: Final = 2**17

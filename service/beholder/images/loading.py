@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from beholder.errors import BeholderError, ImageError, ImageNotFound, ImageTooLarge
-from beholder.image_files import is_fragmented, is_whole, scans
+from beholder.images.structure import is_fragmented, is_whole, scans
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
