@@ -29,7 +29,7 @@ from beholder_training.batching import (
 )
 from beholder_training.branch import Branch
 from beholder_training.branches import TwoBranches
-from beholder_training.callbacks import ClipEachBranch, KeepIntervals, StopOnSigterm
+from beholder_training.callbacks import ClipEachBranch, KeepIntervals, StopOnSigterm, WholeState
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record
 from beholder_training.errors import TrainingDiverged
@@ -76,6 +76,7 @@ class RewardTrainer(Trainer):
             callbacks=[
                 ClipEachBranch(config.max_grad_norm, lambda: ", ".join(item.name for item in self._items)),
                 KeepIntervals(),
+                WholeState(),
                 self.stopper,
                 ProgressBar(config.output.name),
             ],
