@@ -26,6 +26,7 @@ from beholder_training.config import TrainingConfig
 from beholder_training.data import Record
 from beholder_training.errors import TrainingInterrupted
 from beholder_training.identity import differences, files_identity, identity, settings
+from beholder_training.objective import small_step_warning
 from beholder_training.trainer import RewardTrainer
 from beholder_training.vision_cache import VisionCache
 
@@ -57,6 +58,8 @@ def train(
     trainer = _trainer(config, records, main, proxy, loop or RewardTrainer)
     ours = identity(config, records, trainer.args.world_size)
     if trainer.is_world_process_zero():
+        if warning := small_step_warning(config, records, trainer.args.world_size):
+            print(f"warning: {warning}", file=sys.stderr)
         ours |= files_identity(config, records, [branch.folder for branch in (main, proxy) if branch is not None])
     try:
         _take_steps(trainer, config, ours)
