@@ -109,7 +109,9 @@ class RewardTrainer(Trainer):
         weights = self._step_weights(model, parts)
         loss = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(self._batches(parts)):
-            with nullcontext() if number == len(parts) - 1 else self.accelerator.no_sync(model):
+            last = number == len(parts) - 1
+            # Sharded, gradients are reduced after every part: held back, each process would keep them whole.
+            with nullcontext() if last or self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     rewards, proxy_rewards = self._forward(model, batch)
                 part = self._loss(batch, rewards, proxy_rewards, weights[number] if weights else None) / total
