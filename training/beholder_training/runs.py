@@ -4,6 +4,7 @@ A run that is killed leaves `.NAME.training` beside its output, with Trainer che
 command goes on from the latest whole one and gives the losses of a run that was never interrupted.
 """
 
+import resource
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,8 @@ def train(
     settings that this base or machine has not.
     """
     set_seed(config.seed)
+    if config.workers:
+        allow_open_files()
     for branch in (main, proxy):
         if branch is not None:
             _prepare(branch, config)
@@ -191,6 +194,15 @@ def _clean(scratch: Path, is_first: bool) -> None:
     if scratch.is_dir() and not any(scratch.iterdir()):
         with suppress(OSError):  # another process of the run was first
             scratch.rmdir()
+
+
+def allow_open_files() -> None:
+    """As many as this process may have. Each tensor that a loader's worker has sent is an open file until it is used.
+
+    torch's other way, files by name in shared memory, needs no more of them, but leaves them behind after a kill.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _prepare(branch: Branch, config: TrainingConfig) -> None:
