@@ -17,7 +17,7 @@ from beholder_training.branch import Branch, device
 from beholder_training.checking import Checked, Examine, PictureCheck, check_files
 from beholder_training.config import TrainingConfig
 from beholder_training.data import ImagePlaces, Record, fingerprint, repeat_by_weight, require_files
-from beholder_training.evaluation import estimate, pair_outcomes, record_of_pair
+from beholder_training.evaluation import estimate, pair_outcomes, question_of_pair
 from beholder_training.export import export, require_golden_samples
 from beholder_training.overlap import overlap
 from beholder_training.probe import choose_packing
@@ -72,7 +72,7 @@ def evaluate_and_export(
     """The checkpoint of trained branches, within the run's limits of a forward. What the run had saved is removed."""
     main.model.to(device())
     main.batch_prompts, main.token_budget = config.batch_prompts, config.token_budget
-    accuracy = estimate(pair_outcomes(held_out, main.score(held_out, label="evaluating")), record_of_pair(held_out))
+    accuracy = estimate(pair_outcomes(held_out, main.score(held_out, label="evaluating")), question_of_pair(held_out))
     half_width = None if math.isnan(accuracy.half_width) else accuracy.half_width
     checkpoint = export(
         main,
