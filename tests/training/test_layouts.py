@@ -82,8 +82,9 @@ def test_what_no_model_here_reads_is_refused(folder: Path, key: str) -> None:
         problem = refusal(raw, folder)
         assert problem.kind == "unknown-image-field"
         assert f"'{key}' is not read: models here see images and text alone" in problem.message
-    for nothing in (None, "", []):
-        assert read_row({**pair, key: nothing, "image": "a.png"}, folder).images == (folder / "a.png",)
+    empty: list[Any] = [None, "", []]
+    for value in empty:
+        assert read_row({**pair, key: value, "image": "a.png"}, folder).images == (folder / "a.png",)
 
 
 def test_an_image_mark_in_a_prompt_without_image_stays(folder: Path) -> None:
