@@ -30,7 +30,6 @@ from beholder.errors import CheckpointCorrupt, CheckpointError
 from beholder.images import LoadedImage, load_image_file
 from beholder.prompts import Conversation, ModelInput, PromptRenderer, single_turn
 
-FORMAT_VERSION = 1
 MANIFEST_NAME = "reward.json"
 GOLDEN_FOLDER = "golden"
 GOLDEN_NAME = "golden.jsonl"

@@ -1,9 +1,11 @@
 """Pure functions on rewards: calibration and ranking."""
 
 from collections.abc import Sequence
+from math import isfinite
 from statistics import fmean, pstdev
 
 from beholder.checkpoint import Calibration
+from beholder.errors import CheckpointError
 
 
 def normalize(scores: Sequence[float], calibration: Calibration) -> list[float]:
@@ -12,9 +14,16 @@ def normalize(scores: Sequence[float], calibration: Calibration) -> list[float]:
 
 
 def within_prompt_spread(scores: Sequence[Sequence[float]]) -> float:
-    """Mean over prompts of the standard deviation of a prompt's rewards: the scale on which responses differ."""
-    spreads = [pstdev(rewards) for rewards in scores if len(rewards) > 1]
-    return fmean(spreads) if spreads else 0.0
+    """Mean over prompts of the standard deviation of a prompt's rewards: the scale on which responses differ.
+
+    Raises CheckpointError where it is none: a reward is not finite, or no two of a prompt differ.
+    """
+    wrong = [rewards for rewards in scores if not all(map(isfinite, rewards))]
+    spreads = [] if wrong else [pstdev(rewards) for rewards in scores if len(rewards) > 1]
+    if not any(spreads):
+        shown = ", ".join(map(str, (wrong or scores)[0]))
+        raise CheckpointError(f"the rewards of a prompt's responses are not different numbers, and rank none: {shown}")
+    return fmean(spreads)
 
 
 def best_first(scores: Sequence[float]) -> list[int]:

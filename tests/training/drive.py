@@ -1,15 +1,18 @@
 """`beholder-train` in a process of its own, which logs every step's losses and can be ended at a given one.
 
 python -m tests.training.drive LOG SIGNAL STEP ARGUMENT... : LOG gets a JSON line a step; at the beginning of STEP (from
-1; 0 is never) the process sends itself SIGNAL (KILL, TERM). With fsdp, every step sees that all weights are sharded.
+1; 0 is never) the process sends itself SIGNAL (KILL, TERM). With fsdp, every step sees that all weights are sharded,
+and after each of its backwards that the gradients are.
 """
 
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from beholder_training import cli, runs
 from beholder_training.trainer import RewardTrainer
@@ -26,7 +29,21 @@ def main() -> int:
                 os.kill(os.getpid(), number)
             if self.config.fsdp:
                 assert all(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+                with patch.object(self.accelerator, "backward", self._sharding_backward(model)):
+                    return super().training_step(model, inputs, num_items_in_batch)
             return super().training_step(model, inputs, num_items_in_batch)
+
+        def _sharding_backward(self, model: Any) -> Callable[[Any], None]:
+            """A whole gradient stays with FSDP2 until it is reduced into the sharded weight's."""
+            backward = self.accelerator.backward
+
+            def checked(loss: Any) -> None:
+                backward(loss)
+                gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+                assert gradients
+                assert all(type(gradient).__name__ == "DTensor" for gradient in gradients)
+
+            return checked
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs, start_time)

@@ -45,6 +45,8 @@ BAD: list[tuple[str, Any]] = [
     ("bad-image-field", {**PAIR, "img_path": 3}),
     ("bad-image-field", {**PAIR, "img_path": ["good.png", None]}),
     ("unknown-image-field", {**{key: PAIR[key] for key in ("prompt", "chosen", "rejected")}, "image_file": "good.png"}),
+    ("unknown-image-field", {"video": "clip.mp4", "prompt": "?", "chosen": "A", "rejected": "B"}),
+    ("unknown-image-field", {**PAIR, "audios": ["sound.wav"]}),
     ("missing-image", {**PAIR, "img_path": "none.png"}),
     ("unreadable-image", {**PAIR, "img_path": "text.png"}),
     ("unreadable-image", {**PAIR, "img_path": "cut.png"}),

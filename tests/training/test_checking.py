@@ -165,6 +165,23 @@ def test_data_without_any_image_are_refused_unless_text_alone_is_asked_for(
     assert main([*arguments, "--set", "text_only=true"]) == 0
 
 
+def test_every_file_says_how_many_of_its_records_have_images(
+    world: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with pictures hides none without."""
+    texts, pictures = tmp_path / "texts.jsonl", world / "length" / "train_pairs.jsonl"
+    texts.write_text(json.dumps({key: PAIR[key] for key in ("prompt", "chosen", "rejected")}) + "\n")
+    held_out = world / "length" / "responses.jsonl"
+    files = ["--train", str(pictures), str(texts), "--validation", str(held_out), str(texts)]
+    arguments = ["train", *files, "--base", str(tiny_base), "--output", str(tmp_path / "rm"), "--steps", "1"]
+    assert main([*arguments, "--algorithm", "standard", "--set", "batch_prompts=2"]) == 0
+    printed = capsys.readouterr().err
+    assert f"{pictures}: 64 records read, 64 usable (64 with images) with 64 pairs; no problems" in printed
+    assert f"{texts}: 1 records read, 1 usable (0 with images) with 1 pairs; no problems" in printed
+    assert printed.count(f"warning: {texts}: none of its 1 records has an image") == 2  # trained on, and held out
+    assert f"warning: {pictures}" not in printed
+
+
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("[]\n")
     with pytest.raises(DataError, match="not-an-object"):

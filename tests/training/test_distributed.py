@@ -80,6 +80,25 @@ def test_a_sharded_run_resumes(drive: Drive) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("stop", [2, 5])
+def test_a_sharded_run_resumes_from_steps_of_one_branch_alone(stop: int, world: Path, tmp_path: Path) -> None:
+    """The main branch has no gradient in the proxy's warm-up, InternVL's text-only proxy none in its projector."""
+    make_base(tmp_path / "base", "internvl")
+    drive = Drive(tmp_path / "base", world, tmp_path)
+    settings = ["steps=3", "batch_prompts=4", "fsdp=true", "freeze_vision=true", "proxy_warmup_steps=3"]
+    whole = drive("whole", *settings, ranks=2)
+    assert whole.status == 0, whole.error
+    cut = drive("cut", *settings, end=("TERM", stop), ranks=2)
+    assert "stopped by SIGTERM" in cut.error
+    resumed = drive("cut", *settings, ranks=2)
+    assert resumed.status == 0, resumed.error
+    assert len(resumed.losses) == 6 - stop
+    for ours, theirs in zip(resumed.losses, whole.losses[stop:], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sharded_bf16_with_adapters_and_checkpointing_stays_near_float32(drive: Drive) -> None:
     """What the ready configurations set, together; the export is merged and verified by its golden scores."""
     settings = ["steps=3", "algorithm=sfc", "freeze_vision=true", "lora_rank=4"]

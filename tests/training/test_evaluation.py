@@ -11,7 +11,6 @@ from beholder_training.evaluation.metrics import (
     calibration_error,
     pair_margins,
     pair_outcomes,
-    record_of_pair,
     reliability,
     shortcut_failure,
     top1,
@@ -28,7 +27,6 @@ def test_margins_and_outcomes_are_of_every_pair_and_a_tie_counts_half() -> None:
     records, scores = [record(2, 1, 0), record(0, 1)], [[3.0, 1.0, 1.0], [0.5, -0.5]]
     assert pair_margins(records, scores).tolist() == [2.0, 2.0, 0.0, -1.0]
     assert pair_outcomes(records, scores).tolist() == [1, 1, 0.5, 0]
-    assert record_of_pair(records).tolist() == [0, 0, 0, 1]
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:

@@ -1,14 +1,15 @@
-"""What export measures of a model leaves the model as it was."""
+"""What export measures of a model leaves the model as it was, and a model that ranks nothing is not exported."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from beholder.errors import CheckpointError
 from beholder.modeling.reward_model import RewardModel
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records
-from beholder_training.export import bf16_error
+from beholder_training.export import bf16_error, export
 
 
 @pytest.fixture
@@ -55,3 +56,14 @@ def test_a_measurement_that_fails_leaves_the_weights_exact(
     with pytest.raises(torch.OutOfMemoryError):
         bf16_error(branch, records, [])
     assert all(map(torch.equal, before, branch.model.parameters()))
+
+
+@pytest.mark.parametrize(("weight", "shown"), [(float("nan"), "nan, nan"), (0.0, "0.0, 0.0")])
+def test_a_model_whose_rewards_are_not_different_numbers_is_not_exported(
+    weight: float, shown: str, branch: Branch, records: list[Record], tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        branch.model.score.weight.fill_(weight)
+    with pytest.raises(CheckpointError, match=f"are not different numbers, and rank none: {shown}"):
+        export(branch, tmp_path / "rm", records, base_model="b", algorithm="standard", data_fingerprint="0")
+    assert not list(tmp_path.iterdir())

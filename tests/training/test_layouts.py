@@ -74,6 +74,19 @@ def test_several_images_and_none(folder: Path) -> None:
     assert read_row({**pair, "img_path": None}, folder).images == ()
 
 
+@pytest.mark.parametrize("key", ["video", "videos", "video_path", "audio", "audio_url", "frames", "frame_paths"])
+def test_what_no_model_here_reads_is_refused(folder: Path, key: str) -> None:
+    """MM-RLHF's rows with a video; beside an image too."""
+    pair = {"prompt": "?", "chosen": "A", "rejected": "B"}
+    for raw in ({**pair, key: "a.mp4"}, {**pair, key: ["a.mp4"], "image": "a.png"}):
+        problem = refusal(raw, folder)
+        assert problem.kind == "unknown-image-field"
+        assert f"'{key}' is not read: models here see images and text alone" in problem.message
+    empty: list[Any] = [None, "", []]
+    for value in empty:
+        assert read_row({**pair, key: value, "image": "a.png"}, folder).images == (folder / "a.png",)
+
+
 def test_an_image_mark_in_a_prompt_without_image_stays(folder: Path) -> None:
     record = read_row({"prompt": "What does <image> mean?", "chosen": "A", "rejected": "B"}, folder)
     assert record.prompt == "What does <image> mean?"

@@ -87,17 +87,25 @@ class Branch:
         return "blank_image" if self.blank_images else "image"
 
     def encode(self, record: Record) -> list[EncodedGroup]:
-        """The record's responses as rows of a batch: one packed row, or one each. Kept within a bound of 2 GiB."""
+        """The record's responses as rows of a batch: one packed row, or one each. Kept within a bound of 2 GiB.
+
+        But not in a loader's workers: each would keep its own, and a picture that a worker sends moves to shared
+        memory, whose descriptor what is kept would hold open.
+        """
+        if get_worker_info() is not None:
+            return self._encode(record)
         key = f"{self.packed} {record.where} {len(record.responses)}"
         if (known := self._encoded.get(key)) is not None:
             return known
+        groups = self._encode(record)
+        self._encoded.put(key, groups, sum(group.bytes for group in groups))
+        return groups
+
+    def _encode(self, record: Record) -> list[EncodedGroup]:
         images = self._images(record)
         conversation = single_turn(record.prompt, len(images))
         prompts = [self.renderer.render(conversation, response, images) for response in record.responses]
-        groups = [self.encoder.encode(rows) for rows in ([prompts] if self.packed else [[each] for each in prompts])]
-        if get_worker_info() is None:  # a loader's workers would each keep their own
-            self._encoded.put(key, groups, sum(group.bytes for group in groups))
-        return groups
+        return [self.encoder.encode(rows) for rows in ([prompts] if self.packed else [[each] for each in prompts])]
 
     def _images(self, record: Record) -> list[LoadedImage]:
         if not self.sees_images:

@@ -27,8 +27,10 @@ class TwoBranches(nn.Module):
         for model in present:
             if freeze_vision:
                 freeze_tower(model)
-        if self.proxy is not None and proxy is not None and not proxy.sees_images:
-            self.proxy.vision.requires_grad_(False)  # never called: keep it out of optimiser and clip
+        for branch in (main, proxy):
+            if branch is not None and not branch.sees_images:
+                for parameter in _picture_parameters(branch.model):
+                    parameter.requires_grad_(False)  # never called: keep it out of optimiser and clip
         # What accelerate shards one by one under FSDP2. The tower, which not every batch calls, is not among them:
         # then it is gathered with the whole, by every forward.
         self._no_split_modules = sorted({name for model in present for name in _text_layers(model)})

@@ -1,4 +1,4 @@
-"""What happens around an optimiser step: each branch's own gradient clip, this run's intervals, and SIGTERM."""
+"""What happens around a step: each branch's own gradient clip, this run's intervals, whole states to save, SIGTERM."""
 
 import signal
 import threading
@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from beholder_training.branches import NAMES, branch_parameters
 from beholder_training.errors import TrainingDiverged
+from beholder_training.optimisation import fill_state
 
 
 class ClipEachBranch(TrainerCallback):
@@ -38,6 +39,13 @@ class KeepIntervals(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
+
+
+class WholeState(TrainerCallback):
+    """Whatever is saved has an optimiser state for every parameter."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        fill_state(kwargs["optimizer"])
 
 
 class StopOnSigterm(TrainerCallback):

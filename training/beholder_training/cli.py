@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from beholder.errors import BeholderError
+from beholder_training.errors import TrainingInterrupted
 
 EXAMPLES = """examples:
   beholder-train make-world build/world
@@ -29,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.run(parsed)
+    except TrainingInterrupted as error:
+        print(f"beholder-train: {error}", file=sys.stderr)
+        return SIGTERM_STATUS
     except BeholderError as error:
-        if error.code == "training-interrupted":
-            print(f"beholder-train: {error}", file=sys.stderr)
-            return SIGTERM_STATUS
         print(f"beholder-train: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -39,7 +39,8 @@ class TrainingConfig:
     steps: optimiser steps of the main branch; 0 trains for `epochs`, each of which ends with the step that has what is
         left of the data.
     batch_prompts: prompts in a forward on each process, and accumulation: forwards in an optimiser step; all pairs of a
-        prompt are loss terms, and the loss is a mean over all pairs of the step.
+        prompt are loss terms, and the loss is a mean over all pairs of the step. proxy_balanced, sfc_normalised and
+        sfc_shuffled need steps of 32 pairs or more, over all processes.
     token_budget: tokens of a forward of either branch, padding included; splits it further than batch_prompts does.
         0: no limit. Both also bound the forwards of evaluation and calibration after the last step.
     packed: all responses of a prompt in one sequence. Where the probe at the start finds that the model's rewards

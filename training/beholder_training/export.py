@@ -13,8 +13,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import nn
 
-from beholder.checkpoint import Calibration, Checkpoint, Dtype, Manifest, atomic_folder, write_input, write_manifest
-from beholder.errors import CheckpointError
+from beholder.checkpoint import Checkpoint, Dtype, Manifest, atomic_folder, write_input, write_manifest
 from beholder.golden_samples import write_golden_samples
 from beholder.modeling.reward_model import cast_parameters
 from beholder.modeling.scoring import score_prompts
@@ -45,11 +44,14 @@ def export(
 
     Weights are rounded to `dtype`; golden scores, calibration and spread are computed in float32 with the rounded
     weights on the `held_out` records, as the branch reads them. `proxy` is kept in proxy/, for audits; `history`, the
-    log lines of the training steps, in history.json. Raises CheckpointError when `output` exists.
+    log lines of the training steps, in history.json. Raises CheckpointError when `output` exists, and where the rewards
+    on `held_out` are not finite or differ within no prompt.
     """
     cast_parameters(branch.model.backbone, getattr(torch, dtype))
     cast_parameters(branch.model.backbone, torch.float32)
     with atomic_folder(output) as folder:
+        scores = branch.score(held_out, label="calibrating")
+        spread = within_prompt_spread(scores)
         write_model(folder, branch, dtype)
         if proxy is not None:
             (folder / PROXY_FOLDER).mkdir()
@@ -58,7 +60,6 @@ def export(
         if history:
             (folder / HISTORY_NAME).write_text(json.dumps(list(history), indent=1) + "\n")
         write_golden_samples(folder, branch.renderer.reading(branch.input), partial(_score, branch), held_out)
-        scores = branch.score(held_out, label="calibrating")
         manifest = Manifest(
             base_model=base_model,
             architecture=branch.model.architecture.served_class,
@@ -68,8 +69,8 @@ def export(
             processor=branch.encoder.processor_settings(),
             dtype=dtype,
             input=branch.input,
-            calibration=_calibration(scores),
-            within_prompt_spread=_spread(scores),
+            calibration=calibrate(scores),
+            within_prompt_spread=spread,
             bf16_error=bf16_error(branch, held_out, scores),
             evaluation=evaluation or {},
         )
@@ -129,17 +130,3 @@ def _encode(branch: Branch, prompt: Prompt) -> float:
 
 def _score(branch: Branch, prompt: Prompt) -> float:
     return score_prompts(branch.model, branch.encoder, [prompt])[0]
-
-
-def _calibration(scores: Scores) -> Calibration:
-    calibration = calibrate(scores)
-    if calibration.deviation <= 0:
-        raise CheckpointError("every held-out response gets the same reward: the model has learned nothing")
-    return calibration
-
-
-def _spread(scores: Scores) -> float:
-    spread = within_prompt_spread(scores)
-    if spread <= 0:
-        raise CheckpointError("the held-out records need prompts with two responses or more that score differently")
-    return spread

@@ -4,13 +4,18 @@ main    sum over pairs of w * loss(d, g) + centring * (r+ + r-)^2, divided by th
 proxy   sum over pairs of L_t, divided likewise
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from beholder_training.config import TrainingConfig
+from beholder_training.data import Record
 from beholder_training.losses import PAIR_LOSSES, WEIGHTINGS, GapSettings, PairLoss, Weighting, centring_penalty
+
+ENOUGH_PAIRS = 32  # with an ideal proxy they leave 7% of the log odds of a cue in 90% of the pairs (docs/method.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +54,16 @@ class Objective:
 def margins(rewards: Tensor, pairs: Tensor) -> Tensor:
     """reward(chosen) - reward(rejected) of each pair: (pairs,)."""
     return rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
+
+
+def small_step_warning(config: TrainingConfig, records: Sequence[Record], processes: int) -> str:
+    """What to do where an optimiser step has too few pairs for weights that are relative to them; else empty."""
+    pairs = config.step_prompts * processes * sum(len(record.pairs()) for record in records) / len(records)
+    if not WEIGHTINGS[config.algorithm].over_step or pairs >= ENOUGH_PAIRS:
+        return ""
+    accumulation = math.ceil(config.accumulation * ENOUGH_PAIRS / pairs)
+    return (
+        f"a step has about {pairs:.3g} pairs: {config.algorithm} weighs the pairs of a step against each other, "
+        f"which over fewer than {ENOUGH_PAIRS} comes close to weighing them alike, as algorithm=standard does: "
+        f"set accumulation={accumulation}"
+    )

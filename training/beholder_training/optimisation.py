@@ -22,6 +22,19 @@ def make_optimiser(config: TrainingConfig, model: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay)
 
 
+def fill_state(optimiser: Any) -> None:
+    """Give every parameter that has had no gradient yet the state of an AdamW that has taken no step.
+
+    AdamW itself makes a state at a parameter's first gradient, and a sharded checkpoint that lacks one, such as the
+    main branch's while the proxy warms up, cannot be loaded.
+    """
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if not optimiser.state.get(parameter):
+                zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                optimiser.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+
+
 def make_schedule(optimiser: Any, warmup_ratio: float, main_starts: int, steps: int) -> LambdaLR:
     """The main branch starts at step `main_starts`, the proxy at once; both end at `steps`."""
     starts = {"main": main_starts, "proxy": 0}

@@ -17,7 +17,7 @@ from beholder_training.branch import Branch, device
 from beholder_training.checking import Checked, Examine, PictureCheck, check_files
 from beholder_training.config import TrainingConfig
 from beholder_training.data import ImagePlaces, Record, fingerprint, repeat_by_weight, require_files
-from beholder_training.evaluation import estimate, pair_outcomes, record_of_pair
+from beholder_training.evaluation import estimate, pair_outcomes, question_of_pair
 from beholder_training.export import export, require_golden_samples
 from beholder_training.overlap import overlap
 from beholder_training.probe import choose_packing
@@ -72,7 +72,7 @@ def evaluate_and_export(
     """The checkpoint of trained branches, within the run's limits of a forward. What the run had saved is removed."""
     main.model.to(device())
     main.batch_prompts, main.token_budget = config.batch_prompts, config.token_budget
-    accuracy = estimate(pair_outcomes(held_out, main.score(held_out, label="evaluating")), record_of_pair(held_out))
+    accuracy = estimate(pair_outcomes(held_out, main.score(held_out, label="evaluating")), question_of_pair(held_out))
     half_width = None if math.isnan(accuracy.half_width) else accuracy.half_width
     checkpoint = export(
         main,
@@ -127,7 +127,7 @@ def make_branches(config: TrainingConfig) -> tuple[Branch, Branch | None]:
 
 
 def training_records(config: TrainingConfig, main: Branch, proxy: Branch | None) -> list[Record]:
-    """Every record that both branches can read, each file's as often as its weight says; prints what was left out.
+    """Every record that both branches can read, each file's as often as its weight says; prints what each file has.
 
     Raises DataError for bad records, unless they are to be skipped, when no record is usable, and when none has an
     image though images are to be seen.
@@ -138,7 +138,7 @@ def training_records(config: TrainingConfig, main: Branch, proxy: Branch | None)
     if proxy is not None:
         examine.append(partial(_encode_for_proxy, proxy))
     for number, (file, weight) in enumerate(zip(config.train, weights, strict=True)):
-        checked = check(config, [file], examine)
+        checked = check(config, file, examine)
         records += repeat_by_weight(checked.records, weight, config.seed + number)
     if records and main.sees_images and not any(record.images for record in records):
         raise DataError(
@@ -157,7 +157,8 @@ def _encode_for_proxy(proxy: Branch, record: Record) -> None:
 
 def held_out_records(config: TrainingConfig, main: Branch) -> list[Record]:
     """Records to evaluate and calibrate on, by the same rule for bad ones. Raises DataError like `training_records`."""
-    return _some(check(config, config.validation, [main.encode]).records, config.validation)
+    checked = [check(config, file, [main.encode]) for file in config.validation]
+    return _some([record for each in checked for record in each.records], config.validation)
 
 
 def calibration_records(config: TrainingConfig, main: Branch, held_out: Sequence[Record]) -> list[Record]:
@@ -183,14 +184,19 @@ def _some(records: list[Record], files: Sequence[Path]) -> list[Record]:
     return records
 
 
-def check(config: TrainingConfig, files: Sequence[Path], more: Sequence[Examine] = ()) -> Checked:
-    """Read `files` whole; bad records end the run or are counted, as configured."""
+def check(config: TrainingConfig, file: Path, more: Sequence[Examine] = ()) -> Checked:
+    """Read `file` whole and print what it has; bad records end the run or are counted, as configured."""
     examine: list[Examine] = [PictureCheck(), *more] if config.check_images else []
-    checked = check_files(files, ImagePlaces(config.image_root, config.image_cache), examine)
-    if checked.problems:
-        if config.bad_records == "fail":
-            checked.require_good()
-        print(f"{', '.join(map(str, files))}: {checked}", file=sys.stderr)
+    checked = check_files([file], ImagePlaces(config.image_root, config.image_cache), examine)
+    if checked.problems and config.bad_records == "fail":
+        checked.require_good()
+    print(f"{file}: {checked}", file=sys.stderr)
+    if checked.records and not config.text_only and not any(record.images for record in checked.records):
+        print(
+            f"warning: {file}: none of its {len(checked.records)} records has an image: they are read as text alone; "
+            "if they have pictures, name their field image or images",
+            file=sys.stderr,
+        )
     return checked
 
 

@@ -4,6 +4,7 @@ A run that is killed leaves `.NAME.training` beside its output, with Trainer che
 command goes on from the latest whole one and gives the losses of a run that was never interrupted.
 """
 
+import resource
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from beholder_training.config import TrainingConfig
 from beholder_training.data import Record
 from beholder_training.errors import TrainingInterrupted
 from beholder_training.identity import differences, files_identity, identity, settings
+from beholder_training.objective import small_step_warning
 from beholder_training.trainer import RewardTrainer
 from beholder_training.vision_cache import VisionCache
 
@@ -51,12 +53,16 @@ def train(
     settings that this base or machine has not.
     """
     set_seed(config.seed)
+    if config.workers:
+        allow_open_files()
     for branch in (main, proxy):
         if branch is not None:
             _prepare(branch, config)
     trainer = _trainer(config, records, main, proxy, loop or RewardTrainer)
     ours = identity(config, records, trainer.args.world_size)
     if trainer.is_world_process_zero():
+        if warning := small_step_warning(config, records, trainer.args.world_size):
+            print(f"warning: {warning}", file=sys.stderr)
         ours |= files_identity(config, records, [branch.folder for branch in (main, proxy) if branch is not None])
     try:
         _take_steps(trainer, config, ours)
@@ -188,6 +194,15 @@ def _clean(scratch: Path, is_first: bool) -> None:
     if scratch.is_dir() and not any(scratch.iterdir()):
         with suppress(OSError):  # another process of the run was first
             scratch.rmdir()
+
+
+def allow_open_files() -> None:
+    """As many as this process may have. Each tensor that a loader's worker has sent is an open file until it is used.
+
+    torch's other way, files by name in shared memory, needs no more of them, but leaves them behind after a kill.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _prepare(branch: Branch, config: TrainingConfig) -> None:

@@ -29,7 +29,7 @@ from beholder_training.batching import (
 )
 from beholder_training.branch import Branch
 from beholder_training.branches import TwoBranches
-from beholder_training.callbacks import ClipEachBranch, KeepIntervals, StopOnSigterm
+from beholder_training.callbacks import ClipEachBranch, KeepIntervals, StopOnSigterm, WholeState
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record
 from beholder_training.errors import TrainingDiverged
@@ -76,6 +76,7 @@ class RewardTrainer(Trainer):
             callbacks=[
                 ClipEachBranch(config.max_grad_norm, lambda: ", ".join(item.name for item in self._items)),
                 KeepIntervals(),
+                WholeState(),
                 self.stopper,
                 ProgressBar(config.output.name),
             ],
@@ -108,7 +109,9 @@ class RewardTrainer(Trainer):
         weights = self._step_weights(model, parts)
         loss = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(self._batches(parts)):
-            with nullcontext() if number == len(parts) - 1 else self.accelerator.no_sync(model):
+            last = number == len(parts) - 1
+            # Sharded, gradients are reduced after every part: held back, each process would keep them whole.
+            with nullcontext() if last or self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     rewards, proxy_rewards = self._forward(model, batch)
                 part = self._loss(batch, rewards, proxy_rewards, weights[number] if weights else None) / total

@@ -6,7 +6,6 @@ known of the responses that the model was trained on.
 
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -133,11 +132,10 @@ def _measure(
         samples = pictured + text_samples()
         write_golden_samples(folder, renderer, partial(_score, model, encoder), samples)
         scores = [score_prompts(model, encoder, _render(renderer, sample)) for sample in samples]
-    spread = within_prompt_spread(scores)
-    if not (math.isfinite(spread) and spread > 0):
-        raise CheckpointError(
-            f"{source.folder}: the rewards of different responses are not different numbers: {scores[0]}"
-        )
+    try:
+        spread = within_prompt_spread(scores)
+    except CheckpointError as error:
+        raise error.at(str(source.folder)) from None
     return Manifest(
         base_model=base_name,
         architecture=plan.architecture.served_class,

@@ -24,6 +24,9 @@ from beholder.prompts import Prompt
 _PIXELS_TOGETHER: Final = 2**20
 """Pixels of the images processed in one call: for small images the call itself costs most, large ones fill memory."""
 
+_BYTES_A_TOKEN: Final = 3 * 8 + 2 * 32
+"""Of an encoded group: references in Packed's three lists, and at most two integers that nothing else holds."""
+
 _TILES: Final = "crop_to_patches"
 """InternVLProcessor cuts every picture into tiles, and so does vLLM, which calls it, whatever the folder has stored:
 published ones store False. Here its image processor is called, so it is told."""
@@ -50,7 +53,7 @@ class EncodedGroup:
 
     @property
     def bytes(self) -> int:
-        return sum(picture.bytes for picture in self.pictures) + 24 * len(self.packed.token_ids)
+        return sum(picture.bytes for picture in self.pictures) + _BYTES_A_TOKEN * len(self.packed.token_ids)
 
 
 class PromptEncoder:

@@ -23,9 +23,9 @@ from beholder.records.problems import BadRecord
 
 IMAGE_MARK = "<image>"  # how LLaVA-style prompts write the place of an image
 _IMAGE_KEYS = ("images", "img_path", "image", "image_path")
-_LIKE_AN_IMAGE_KEY = re.compile(
-    r"(img|image|picture|photo)s?([_-]?(path|file|filename|name|url|byte)s?)?", re.IGNORECASE
-)
+_SOURCE = r"s?([_-]?(path|file|filename|name|url|byte)s?)?"
+_LIKE_AN_IMAGE_KEY = re.compile(f"(img|image|picture|photo){_SOURCE}", re.IGNORECASE)
+_OTHER_MEDIUM_KEY = re.compile(f"(video|audio|frame){_SOURCE}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,12 @@ def _response(raw: dict[str, Any], key: str, where: str) -> str:
 def _images(raw: dict[str, Any], where: str) -> tuple[str | bytes, ...]:
     """Embedded bytes win over a path beside them, which names a file of whoever made the data.
 
-    A key that only looks like an image's is refused: the record would be scored without its picture.
+    A key that only looks like an image's is refused, and any video, audio or frames: the record would be scored
+    without its picture, or without what it is about.
     """
+    if unread := [key for key in raw if raw[key] and _OTHER_MEDIUM_KEY.fullmatch(key)]:
+        remedy = "models here see images and text alone: leave the record out, or the field where it does not matter"
+        raise BadRecord(where, "unknown-image-field", f"{unread[0]!r} is not read: {remedy}")
     found = [_references(raw[key], key, where) for key in _IMAGE_KEYS if raw.get(key)]
     unknown = [key for key in raw if raw[key] and key not in _IMAGE_KEYS and _LIKE_AN_IMAGE_KEY.fullmatch(key)]
     if unknown and not found:

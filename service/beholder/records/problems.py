@@ -26,7 +26,7 @@ KINDS = {
     "invalid-text": "text that is not valid Unicode",
     "rewritten-text": "text that the base's chat template rewrites, such as thoughts",
     "bad-image-field": "images that are neither paths nor bytes, or <image> between the words of a prompt",
-    "unknown-image-field": "an image under a name that is not known",
+    "unknown-image-field": "an image under a name that is not known, or a video, audio or frames",
     "missing-image": "an image file that does not exist",
     "unreadable-image": "an image that cannot be decoded",
     "too-large-image": "an image above the limits",

@@ -45,7 +45,7 @@ def run(folder: Path) -> None:
     for algorithm in ALGORITHMS:
         print(f"  {algorithm}")
         outcomes[algorithm] = train_and_evaluate(world, base, folder / algorithm, algorithm, tests)
-    report.print_accuracies(outcomes)
+    report.print_accuracies(outcomes, tests.scenes())
 
     print(f"\n3/4 Serving {folder / SERVED}")
     _share_card()

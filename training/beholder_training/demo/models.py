@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from beholder_training.bases import make_base
 from beholder_training.config import TrainingConfig
 from beholder_training.data import Record, read_records, with_pairs
-from beholder_training.evaluation import pair_outcomes
+from beholder_training.evaluation import pair_outcomes, question_of_pair
+from beholder_training.evaluation.statistics import Groups
 from beholder_training.pipeline import run_training
 from beholder_training.seeing import teach_to_see
 from beholder_training.worlds import ENVIRONMENTS, Environment, WorldSize, make_world
@@ -30,12 +31,16 @@ Outcomes = NDArray[np.float64]  # one value a test pair: 1 right, 0 wrong
 class TestSets:
     """Records by what they test: the training distribution, no cue, and other distributions.
 
-    ood: the training environment with its cue turned round, and the two other environments.
+    ood: the training environment with its cue turned round, and the two other environments, all on the same scenes.
     """
 
     iid: list[Record]
     cue_free: list[Record]
     ood: list[Record]
+
+    def scenes(self) -> dict[str, Groups]:
+        """The number of every pair's scene, by test set."""
+        return {each.name: question_of_pair(getattr(self, each.name)) for each in fields(self)}
 
     @classmethod
     def read(cls, world: Path) -> "TestSets":

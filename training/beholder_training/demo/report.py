@@ -13,20 +13,24 @@ from beholder_training.data import Record
 from beholder_training.demo.models import ALGORITHMS, Outcomes
 from beholder_training.demo.serving import Ranked
 from beholder_training.evaluation import estimate, paired_difference
+from beholder_training.evaluation.statistics import Groups
 
 SETS = {"iid": "i.i.d.", "cue_free": "cue-free", "ood": "o.o.d."}
 
 
-def print_accuracies(outcomes: dict[str, dict[str, Outcomes]]) -> None:
-    """The table of pair accuracies with 95% intervals, and the paired differences on the o.o.d. pairs."""
+def print_accuracies(outcomes: dict[str, dict[str, Outcomes]], scenes: dict[str, Groups]) -> None:
+    """The table of pair accuracies with 95% intervals, and the paired differences on the o.o.d. pairs.
+
+    `scenes` numbers the scene of every pair of a test set: the intervals are for new scenes.
+    """
     print("\nPair accuracy (95% interval); o.o.d. is the cue turned round and the two other environments")
     print(f"{'model':16}" + "".join(f"{title:>18}" for title in SETS.values()))
     for algorithm in ALGORITHMS:
-        cells = [str(estimate(outcomes[algorithm][name])) for name in SETS]
+        cells = [str(estimate(outcomes[algorithm][name], scenes[name])) for name in SETS]
         print(f"{algorithm:16}" + "".join(f"{cell:>18}" for cell in cells))
     count = len(outcomes["standard"]["ood"])
     for algorithm in ALGORITHMS[1:]:
-        difference = paired_difference(outcomes[algorithm]["ood"], outcomes["standard"]["ood"])
+        difference = paired_difference(outcomes[algorithm]["ood"], outcomes["standard"]["ood"], scenes["ood"])
         print(f"{algorithm} - standard, on the same {count} o.o.d. pairs: {100 * difference.mean:+.1f}"
               f" ± {100 * difference.half_width:.1f} points")  # fmt: skip
 

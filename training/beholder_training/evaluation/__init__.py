@@ -8,7 +8,7 @@ suite.py        several models on several test sets -> one Evaluation
 inputs.py       models and test sets, from paths
 """
 
-from beholder_training.evaluation.metrics import Scores, calibrate, chance_top1, pair_outcomes, record_of_pair, top1
+from beholder_training.evaluation.metrics import Scores, calibrate, chance_top1, pair_outcomes, question_of_pair, top1
 from beholder_training.evaluation.statistics import Estimate, estimate, paired_difference
 
 __all__ = [
@@ -19,6 +19,6 @@ __all__ = [
     "estimate",
     "pair_outcomes",
     "paired_difference",
-    "record_of_pair",
+    "question_of_pair",
     "top1",
 ]

@@ -4,8 +4,9 @@ Pairs are told apart by their responses, so these stay; with the responses remov
 accuracy is 0.5 by construction.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from beholder_training.branch import Branch
 from beholder_training.data import Record
@@ -27,15 +28,26 @@ def without_images(branch: Branch, records: Sequence[Record]) -> tuple[Branch, S
 
 
 def with_other_images(branch: Branch, records: Sequence[Record]) -> tuple[Branch, Sequence[Record]] | None:
-    """Every record gets the images of the next record that shows others (the last ones those of the first)."""
-    if not _pictured(branch, records) or len({record.images for record in records}) < 2:
+    """Every record with images gets those of the next that shows as many others (the last ones those of the first),
+    or, where none shows as many, of the next that shows others."""
+    if not _pictured(branch, records) or len({record.images for record in records if record.images}) < 2:
         return None
     swapped = list(records)
     for number, record in enumerate(records):
-        others = (records[(number + step) % len(records)].images for step in range(1, len(records)))
-        images = next(images for images in others if images != record.images)
-        swapped[number] = replace(record, images=images, where=f"{record.where} with other images")
+        if record.images:
+            images = _next_images(records, number)
+            swapped[number] = replace(record, images=images, where=f"{record.where} with other images")
     return branch, swapped
+
+
+def _next_images(records: Sequence[Record], number: int) -> tuple[Path, ...]:
+    own = records[number].images
+
+    def others() -> Iterator[tuple[Path, ...]]:
+        following = (records[(number + step) % len(records)].images for step in range(1, len(records)))
+        return (images for images in following if images and images != own)
+
+    return next((images for images in others() if len(images) == len(own)), None) or next(others())
 
 
 def without_question(branch: Branch, records: Sequence[Record]) -> tuple[Branch, Sequence[Record]] | None:

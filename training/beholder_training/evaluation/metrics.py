@@ -4,8 +4,10 @@ scores[i][j] is the reward of response j of record i; a margin is reward(chosen)
 record order.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import comb
 
 import numpy as np
@@ -33,9 +35,20 @@ def pair_margins(records: Sequence[Record], scores: Scores) -> Values:
     return np.asarray(margins, dtype=np.float64)
 
 
-def record_of_pair(records: Sequence[Record]) -> Groups:
-    """The position of every pair's record: pairs of one record share a picture and responses."""
-    return np.repeat(np.arange(len(records)), [len(record.pairs()) for record in records])
+def question_of_record(records: Sequence[Record]) -> Groups:
+    """The number of every record's question, which is that of all with the same prompt and image files.
+
+    Files of pairs repeat a question for each of its pairs: what a model gets right of them is not independent.
+    """
+    real = cache(os.path.realpath)
+    numbers: dict[tuple[str, tuple[str, ...]], int] = {}
+    questions = [(record.prompt, tuple(map(real, record.images))) for record in records]
+    return np.asarray([numbers.setdefault(question, len(numbers)) for question in questions], dtype=np.int64)
+
+
+def question_of_pair(records: Sequence[Record]) -> Groups:
+    """The same for every pair."""
+    return np.repeat(question_of_record(records), [len(record.pairs()) for record in records])
 
 
 def outcomes(margins: Values) -> Values:
@@ -75,7 +88,7 @@ class ShortcutFailure:
 def shortcut_failure(model: Values, text_only: Values, groups: Groups | None = None) -> ShortcutFailure | None:
     """SFD_FORMULA, over the outcomes of the same pairs; None where either side has fewer than MIN_GROUP pairs.
 
-    The interval is that of a difference of two means whose sides may share records (`groups`).
+    The interval is that of a difference of two means whose sides may share questions (`groups`).
     """
     right, wrong = text_only > 0.5, text_only < 0.5
     if min(right.sum(), wrong.sum()) < MIN_GROUP:
@@ -96,15 +109,13 @@ class ReliabilityBin:
     accuracy: Estimate
 
 
-def reliability(margins: Values, records: Groups | None = None, bins: int = 10) -> list[ReliabilityBin]:
-    """Bins of equal numbers of pairs, by growing confidence. `records` are as `record_of_pair` gives them."""
+def reliability(margins: Values, groups: Groups | None = None, bins: int = 10) -> list[ReliabilityBin]:
+    """Bins of equal numbers of pairs, by growing confidence. `groups` are as `question_of_pair` gives them."""
     confidence, right = 1 / (1 + np.exp(-np.abs(margins))), outcomes(margins)
     order = np.argsort(confidence, kind="stable")
     parts = np.array_split(order, min(bins, max(len(order) // MIN_GROUP, 1)))
     return [
-        ReliabilityBin(
-            float(confidence[part].mean()), estimate(right[part], None if records is None else records[part])
-        )
+        ReliabilityBin(float(confidence[part].mean()), estimate(right[part], None if groups is None else groups[part]))
         for part in parts
     ]
 
@@ -120,11 +131,12 @@ def best_of_n(records: Sequence[Record], scores: Scores) -> list[Estimate]:
     """For N = 1, 2, ..: the mean quality of the response that scores highest among N drawn without replacement.
 
     Exact over the draws, and over the order of responses that tie; N goes to the smallest number of responses of a
-    record, and is empty without records. Intervals are over records.
+    record, and is empty without records. Intervals are over questions.
     """
     limit = min((len(record.responses) for record in records), default=0)
     qualities = [_ranked(record.qualities, rewards) for record, rewards in zip(records, scores, strict=True)]
-    return [estimate(np.asarray([_best_of(ranked, drawn) for ranked in qualities])) for drawn in range(1, limit + 1)]
+    best = [np.asarray([_best_of(ranked, drawn) for ranked in qualities]) for drawn in range(1, limit + 1)]
+    return [estimate(values, question_of_record(records)) for values in best]
 
 
 def _ranked(qualities: Sequence[float], rewards: Sequence[float]) -> list[float]:

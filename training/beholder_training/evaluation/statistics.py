@@ -43,7 +43,7 @@ def with_interval(mean: str, half_width: float | None, digits: int = 3) -> str:
 def estimate(values: Values, groups: Groups | None = None) -> Estimate:
     """Mean and 95% interval (normal approximation).
 
-    `groups` numbers the group of every value, such as the record of a pair: only groups are independent then. Without
+    `groups` numbers the group of every value, such as the question of a pair: only groups are independent then. Without
     it every value is. One group alone gives no interval.
     """
     if len(values) == 0:

@@ -21,7 +21,8 @@ from beholder_training.evaluation.metrics import (
     outcomes,
     pair_margins,
     pair_outcomes,
-    record_of_pair,
+    question_of_pair,
+    question_of_record,
     reliability,
     shortcut_failure,
     top1,
@@ -146,7 +147,7 @@ def evaluate(
     evaluation = Evaluation(list(models), list(tests), results, [])
     for test in tests:
         reference = outcomes(evaluation.result(models[0].name, test.name).values)
-        groups = record_of_pair(test.records)
+        groups = question_of_pair(test.records)
         for model in models[1:]:
             ours = outcomes(evaluation.result(model.name, test.name).values)
             difference = paired_difference(ours, reference, groups)
@@ -159,7 +160,7 @@ def _result(model: Model, test: TestSet, home: str | None, ablate: bool) -> Resu
     with on_accelerator(model.branch):
         scores = model.branch.score(records, label=label)
         ablations = _ablations(model.branch, test, label) if ablate else {}
-    margins, groups = pair_margins(records, scores), record_of_pair(records)
+    margins, groups = pair_margins(records, scores), question_of_pair(records)
     text_only = None
     if model.text_only is not None:
         with on_accelerator(model.text_only):
@@ -172,7 +173,7 @@ def _result(model: Model, test: TestSet, home: str | None, ablate: bool) -> Resu
         distribution=None if home is None else "iid" if home == test.name else "ood",
         accuracy=estimate(outcomes(margins), groups),
         margins=_margins(margins),
-        top1=estimate(top1(records, scores)),
+        top1=estimate(top1(records, scores), question_of_record(records)),
         chance_top1=chance_top1(records),
         ablations=ablations,
         text_only=None if text_only is None else estimate(text_only, groups),
@@ -196,5 +197,5 @@ def _ablations(branch: Branch, test: TestSet, label: str) -> dict[str, Estimate]
         if (changed := ablation.change(branch, test.records)) is not None:
             other, records = changed
             scores: Scores = other.score(records, label=f"{label}, {ablation.title.partition(', ')[2]}")
-            found[name] = estimate(pair_outcomes(records, scores), record_of_pair(records))
+            found[name] = estimate(pair_outcomes(records, scores), question_of_pair(test.records))
     return found
