@@ -50,13 +50,6 @@ def test_our_service_on_vllm(url: str, records: list[Record], trained: list[list
             )
 
 
-def test_stock_vllm_with_no_plugin_of_ours(
-    tiny_checkpoint: Path, records: list[Record], trained: list[list[float]]
-) -> None:
-    expected = [score for scores in trained for score in scores]
-    assert stock_scores(tiny_checkpoint, "float32", records) == pytest.approx(expected, abs=1e-4)
-
-
 def test_internvl_is_served_on_the_tiles_that_it_trained_on(tmp_path: Path) -> None:
     """Its published folders store no tiles, which no engine goes by."""
     make_base(tmp_path / "base", "internvl")

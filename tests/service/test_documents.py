@@ -14,10 +14,8 @@ from beholder import openapi
 from beholder import openapi_examples as examples
 from beholder.checkpoint import Checkpoint
 from beholder.errors import BeholderError
-from beholder.prompts import PromptRenderer
 from beholder.schemas import ImageReceipt, Problem, RankResponse, ScoreResponse
 from beholder.settings import Settings
-from tests.service.stand_in import StandInEngine, serving
 
 pytestmark = pytest.mark.anyio
 DOCS = Path(__file__).parents[2] / "docs"
@@ -116,27 +114,6 @@ async def test_top_n_shortens_the_order_alone(client: httpx.AsyncClient) -> None
     body = {"prompt": "p", "responses": ["a", "b", "c"]}
     whole, best = [(await client.post("/rank", json={**body, **more})).json() for more in ({}, {"top_n": 2})]
     assert best == {**whole, "order": whole["order"][:2]}
-
-
-async def test_the_answer_says_whether_a_cache_knew_the_score(
-    settings: Settings, engine: StandInEngine, checkpoint: Checkpoint, renderer: PromptRenderer
-) -> None:
-    """A cache wraps the engine; this one knows one score."""
-    from dataclasses import replace
-
-    from beholder.engine import EngineScore
-    from beholder.prompts import Prompt, single_turn
-
-    known = renderer.render(single_turn("p", 0), "a").token_ids
-    compute = engine.score
-
-    async def score(prompt: Prompt, *, fresh: bool = False) -> EngineScore:
-        return replace(await compute(prompt, fresh=fresh), from_cache=prompt.token_ids == known)
-
-    engine.score = score  # type: ignore[method-assign]
-    async with serving(settings, engine, checkpoint, renderer) as client:
-        answer = (await client.post("/rank", json={"prompt": "p", "responses": ["a", "b"]})).json()
-    assert answer["cached"] == [True, False]
 
 
 async def test_the_model_may_be_named(client: httpx.AsyncClient, settings: Settings) -> None:

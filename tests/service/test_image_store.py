@@ -3,15 +3,19 @@
 import os
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
 
 import pytest
 
+from beholder import image_store
 from beholder.errors import ConfigurationError, ImageStoreFull, ImageStoreUnavailable
 from beholder.images.store import FolderStore, ImageStore, open_store
 
@@ -26,6 +30,23 @@ def name(data: bytes) -> str:
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     folder = tmp_path / "images" if request.param == "folder" else None
     return lambda max_bytes, ttl_s: open_store(folder, max_bytes, ttl_s)
+
+
+@pytest.fixture
+def pass_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets so many seconds pass: the stores' clock goes on, and files were written earlier."""
+    passed = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time=time.time)
+    monkeypatch.setattr(image_store, "time", clock)
+
+    def pass_time(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+        for path in tmp_path.glob("images/??/*"):
+            written = path.stat().st_mtime - seconds
+            os.utime(path, (written, written))
+
+    return pass_time
 
 
 def test_what_was_put_is_there(opened: Open) -> None:
@@ -46,20 +67,20 @@ def test_a_full_store_refuses_and_drops_nothing(opened: Open) -> None:
     assert store.put(name(b"z" * 4), b"z" * 4)
 
 
-def test_room_is_made_of_what_has_expired(opened: Open) -> None:
-    store = opened(10, 0.2)
+def test_room_is_made_of_what_has_expired(opened: Open, pass_time: Callable[[float], None]) -> None:
+    store = opened(10, 30)
     store.put(name(b"x" * 6), b"x" * 6)
-    time.sleep(0.3)
+    pass_time(31)
     assert store.get(name(b"x" * 6)) is None
     assert store.put(name(b"y" * 8), b"y" * 8)
 
 
-def test_sending_again_starts_the_time_anew(opened: Open) -> None:
-    store = opened(10, 0.6)
+def test_sending_again_starts_the_time_anew(opened: Open, pass_time: Callable[[float], None]) -> None:
+    store = opened(10, 30)
     store.put(name(b"x"), b"x")
-    time.sleep(0.4)
+    pass_time(20)
     store.put(name(b"x"), b"x")
-    time.sleep(0.4)
+    pass_time(20)
     assert store.get(name(b"x")) == b"x"
 
 
@@ -194,12 +215,19 @@ def test_what_was_written_again_during_a_read_stays(tmp_path: Path, monkeypatch:
 
 
 def test_files_are_whole_when_they_appear(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path, 10**8, 60)
-    data = os.urandom(10**6)
-    seen: list[int] = []
-    with ThreadPoolExecutor(2) as pool:
-        writing = pool.submit(store.put, name(data), data)
-        while not writing.done():
-            if (found := store.get(name(data))) is not None:
-                seen.append(len(found))
-    assert set(seen) <= {len(data)}
+    """Another process reads them by their path, at whatever line the writer is."""
+    store, data = FolderStore(tmp_path, 10**8, 60), os.urandom(10**6)
+    path = tmp_path / name(data)[:2] / name(data)
+    seen: set[bytes | None] = set()
+
+    def look(frame: FrameType, event: str, argument: Any) -> Any:
+        seen.add(path.read_bytes() if path.exists() else None)
+        return look
+
+    former = sys.gettrace()
+    sys.settrace(look)
+    try:
+        store.put(name(data), data)
+    finally:
+        sys.settrace(former)
+    assert seen == {None, data}

@@ -1,16 +1,18 @@
 """Bodies that are slow to read: refused early, or read while the event loop answers others."""
 
-import asyncio
 import json
+import sys
+import threading
 import time
-from collections.abc import Coroutine
 from typing import Any
 
 import httpx
 import pytest
+from starlette.formparsers import MultiPartParser
 
 from beholder.compatibility import MAX_TEXTS
 from beholder.errors import InvalidRequest
+from beholder.routes import reading
 from beholder.routes.reading import MAX_VALUES, parse
 from beholder.routes.scoring import RANK, SCORE
 from beholder.routes.trainers import OPENRLHF, SLIME
@@ -75,27 +77,47 @@ def form(request: bytes) -> tuple[bytes, dict[str, str]]:
     return head + request + b"\r\n--bb--\r\n", {"Content-Type": "multipart/form-data; boundary=bb"}
 
 
-async def answered_beside(posting: Coroutine[Any, Any, httpx.Response]) -> tuple[httpx.Response, int]:
-    """The answer, and how often the event loop turned meanwhile."""
-    posted, turns = asyncio.ensure_future(posting), 0
-    while not posted.done():
-        await asyncio.sleep(0.005)
-        turns += 1
-    return await posted, turns
+def threads_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[threading.Thread]:
+    """The threads in which that function is called from now on."""
+    threads: list[threading.Thread] = []
+    function = getattr(owner, name)
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        threads.append(threading.current_thread())
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, watched)
+    return threads
 
 
-async def test_the_loop_answers_while_a_large_form_is_parsed(client: httpx.AsyncClient) -> None:
+async def test_a_large_form_is_parsed_beside_the_loop(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = threads_of(monkeypatch, MultiPartParser, "parse")
     content, headers = form(b"\r\n--bb-b" * 100_000)
-    answer, turns = await answered_beside(client.post("/rank", content=content, headers=headers))
-    assert_problem(answer, 422, "invalid-request")
-    assert turns > 8
+    assert_problem(await client.post("/rank", content=content, headers=headers), 422, "invalid-request")
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
 
 
-async def test_the_loop_answers_while_a_large_body_is_read(client: httpx.AsyncClient) -> None:
+def test_a_long_text_is_scanned_in_steps() -> None:
+    """Between which the loop has its turns: a regular expression lets no other thread run."""
+    body = json.dumps({**QUESTION, "prompt": ",\n" * 5_000_000}).encode()
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, function: called.append(function.__name__) if event == "c_call" else None)
+    try:
+        parse(body, RANK)
+    finally:
+        sys.setprofile(None)
+    assert called.count("match") >= len(body) // 2**18
+
+
+async def test_a_large_body_is_read_beside_the_loop(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = threads_of(monkeypatch, reading, "parse")
     content = json.dumps({**QUESTION, "prompt": ",\n" * 5_000_000}).encode()
-    answer, turns = await answered_beside(client.post("/rank", content=content))
-    assert_problem(answer, 422, "prompt-too-long")
-    assert turns > 8
+    assert_problem(await client.post("/rank", content=content), 422, "prompt-too-long")
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
 
 
 async def test_a_large_form_scores_as_a_small_one(client: httpx.AsyncClient) -> None:

@@ -17,7 +17,6 @@ def test_the_first_losses_are_equal(tiny_base: Path) -> None:
     assert len(published.losses) == EQUAL_STEPS
     assert require_equal(published, packed) <= EQUAL_WITHIN
     assert max(published.losses) - min(published.losses) > 0.01  # it trains
-    assert packed.pairs_per_second > published.pairs_per_second
 
 
 def test_unequal_losses_end_the_benchmark() -> None:

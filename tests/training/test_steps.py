@@ -54,6 +54,7 @@ def test_bf16_trains_near_float32(tiny_base: Path, tmp_path: Path, records: list
     half = losses(config(tiny_base, tmp_path / "out", algorithm="sfc", bf16=True), records)
     for one, other in zip(half, whole, strict=True):
         assert one == pytest.approx(other, abs=0.05)
+        assert one != pytest.approx(other, abs=1e-6)
 
 
 def test_a_blank_image_proxy_sees_white_and_as_many_images(
