@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from beholder import image_store
 from beholder.errors import ConfigurationError, ImageStoreFull, ImageStoreUnavailable
+from beholder.images import store as image_store
 from beholder.images.store import FolderStore, ImageStore, open_store
 
 Open = Callable[[int, float], ImageStore]
