@@ -40,6 +40,8 @@ class StandInEngine:
         self.offset = 0.0
         """Added to the score of what is no golden sample."""
         self.started = 0
+        self.fresh = 0
+        """How many of them were to be computed past all caches."""
         self.active = 0
         self.peak = 0
         self.stopped = False
@@ -76,6 +78,7 @@ class StandInEngine:
 
     async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
         self.started += 1
+        self.fresh += fresh
         self.active += 1
         self.peak = max(self.peak, self.active)
         self.images_seen.extend(prompt.images)

@@ -65,6 +65,17 @@ def test_waits_double_up_to_a_bound_and_never_undercut_retry_after() -> None:
     assert len({wait_s(5) for _ in range(20)}) > 1
 
 
+def test_no_call_waits_for_an_attempt_beyond_its_deadline() -> None:
+    """It ends at once, with what the service said."""
+    busy = httpx.Response(503, headers={"Retry-After": "60"}, json={"code": "overloaded", "detail": "full"})
+    transport = httpx.MockTransport(lambda _: busy)
+    with (
+        RewardClient("http://t", deadline_s=5, transport=transport) as client,
+        pytest.raises(Overloaded, match="given up after 1 attempts"),
+    ):
+        client.score("p", [], "r")
+
+
 class Service:
     """Replicas that answer with a status each, and what they were asked."""
 

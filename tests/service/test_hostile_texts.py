@@ -8,10 +8,11 @@ from typing import Any
 import httpx
 import pytest
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from beholder.checkpoint import Checkpoint
 from beholder.engine.transformers import TransformersEngine
-from beholder.prompts import Prompt, PromptRenderer
+from beholder.prompts import Prompt, PromptRenderer, single_turn
 from beholder.settings import Settings
 from tests.service.stand_in import StandInEngine, serving
 from tests.service.test_http import assert_problem
@@ -88,12 +89,26 @@ def expected_ids(renderer: PromptRenderer, plain: Tokenizer, prompt: str, respon
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_it_is_encoded_as_without_special_tokens(renderer: PromptRenderer, plain: Tokenizer, name: str) -> None:
-    from beholder.prompts import single_turn
-
     text = TEXTS[name]
     for prompt, response in ((text, "Yes."), ("Is it?", text), (text, text)):
         found = renderer.token_ids(single_turn(prompt, 0), response)
         assert found == expected_ids(renderer, plain, prompt, response)
+
+
+def test_a_placeholder_that_is_no_special_token_of_its_tokenizer_is_text_too(
+    renderer: PromptRenderer, tiny_checkpoint: Path
+) -> None:
+    """Published tokenizers have it as an added token that is not special."""
+    description = json.loads((tiny_checkpoint / "tokenizer.json").read_text())
+    for token in description["added_tokens"]:
+        token["special"] &= token["id"] != renderer.image_token_id
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(description)), chat_template=renderer.chat_template
+    )
+    asked = single_turn("<|image_pad|>?", 1), "<|image_pad|>"
+    found = PromptRenderer(tokenizer, renderer.image_token_id).token_ids(*asked)
+    assert found == renderer.token_ids(*asked)
+    assert found.count(renderer.image_token_id or 0) == 1
 
 
 async def test_it_scores_as_without_special_tokens(

@@ -11,6 +11,7 @@ import pytest
 
 from beholder import in_flight
 from beholder.checkpoint import Checkpoint
+from beholder.metrics import Metrics
 from beholder.prompts import PromptRenderer
 from beholder.settings import Settings
 from tests.service.serving import served
@@ -97,6 +98,14 @@ async def test_slow_senders_hold_no_place(serve: Serve, engine: StandInEngine, m
         sent.set()
         assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
         assert "beholder_samples_in_flight 0.0" in (await client.get("/metrics")).text
+
+
+async def test_who_is_slow_to_take_the_answer_holds_no_place() -> None:
+    bound = in_flight.InFlight(2, Metrics())
+    with bound.arrive() as places:
+        with bound.accept(places, 2):
+            assert not bound.idle
+        assert bound.idle
 
 
 async def test_a_path_that_the_router_takes_is_shed_too(client: httpx.AsyncClient) -> None:

@@ -119,7 +119,7 @@ async def test_fresh_is_computed_anew(caching: CachingEngine, engine: StandInEng
     prompt = prompt_for(renderer, "A pear.")
     await caching.score(prompt)
     assert not (await caching.score(prompt, fresh=True)).from_cache
-    assert engine.started == 2
+    assert (engine.started, engine.fresh) == (2, 1)
 
 
 async def test_the_oldest_scores_give_way(

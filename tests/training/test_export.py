@@ -1,15 +1,20 @@
-"""What export measures of a model leaves the model as it was, and a model that ranks nothing is not exported."""
+"""Export: in half precision, of a model that ranks something, which what is measured leaves as it was."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from beholder.errors import CheckpointError
 from beholder.modeling.reward_model import RewardModel
+from beholder.modeling.scoring import score_prompts
 from beholder_training.branch import Branch
 from beholder_training.data import Record, read_records
 from beholder_training.export import bf16_error, export
+from beholder_training.pipeline import evaluate_and_export
+from tests.conftest import untrained
+from tests.training.runs import config
 
 
 @pytest.fixture
@@ -27,6 +32,22 @@ def branch(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Branch:
 
     monkeypatch.setattr(RewardModel, "cpu", move)
     return Branch.from_checkpoint(tiny_checkpoint)
+
+
+def test_a_checkpoint_in_bf16_has_the_scores_of_its_rounded_weights(
+    tiny_base: Path, world: Path, tmp_path: Path, records: list[Record]
+) -> None:
+    run = config(tiny_base, tmp_path / "rm", algorithm="standard", export_dtype="bfloat16")
+    run.train = [world / "length" / "train.jsonl"]
+    checkpoint = evaluate_and_export(run, untrained(tiny_base, seed=0), None, records, [])
+    assert checkpoint.manifest.dtype == "bfloat16"
+    weights = load_file(checkpoint.folder / "model.safetensors")
+    assert {name for name, value in weights.items() if value.dtype != torch.bfloat16} == {"score.weight"}
+    restored = Branch.from_checkpoint(checkpoint.folder)
+    for sample in checkpoint.golden():
+        prompt = restored.renderer.render(sample.conversation(), sample.response, checkpoint.golden_images(sample))
+        found = score_prompts(restored.model, restored.encoder, [prompt])
+        assert found == pytest.approx([sample.score], abs=1e-5), sample.id
 
 
 def test_the_error_of_bf16_is_that_of_its_rewards(branch: Branch, records: list[Record]) -> None:

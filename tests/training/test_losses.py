@@ -25,6 +25,11 @@ PROXY = torch.tensor([1.0, -2.0, 0.3, 4.0, 0.0])
 GAPS = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0])
 
 
+def test_a_margin_is_the_chosen_reward_less_the_rejected() -> None:
+    rewards, pairs = torch.tensor([3.0, 1.0, -2.0]), torch.tensor([[0, 1], [2, 0]])
+    assert margins(rewards, pairs).tolist() == [2.0, -5.0]
+
+
 def test_bradley_terry_is_minus_log_sigmoid() -> None:
     expected = [-math.log(1 / (1 + math.exp(-d))) for d in MARGINS.tolist()]
     assert bradley_terry(MARGINS).tolist() == pytest.approx(expected, rel=1e-5)
@@ -74,6 +79,26 @@ def test_no_gradient_flows_through_the_weight(algorithm: str) -> None:
     assert rewards.grad is not None
     assert torch.allclose(rewards.grad, torch.cat([expected, -expected]))
     assert proxy_rewards.grad is None
+
+
+def test_centring_is_added_to_each_pair_as_much_as_it_is_set() -> None:
+    rewards, pairs = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([[0, 1], [2, 1]])
+    plain, centred = (
+        Objective.from_config(config(Path("base"), Path("out"), algorithm="standard", centring=centring))
+        for centring in (0.0, 0.1)
+    )
+    without, terms = (each.main_terms(rewards, pairs, GAPS[:2], torch.ones(2)) for each in (plain, centred))
+    assert (terms - without).tolist() == pytest.approx([0.1 * (2 - 1) ** 2, 0.1 * (0.5 - 1) ** 2])
+
+
+def test_each_step_and_seed_shuffles_otherwise() -> None:
+    def weights(seed: int, step: int) -> list[float]:
+        objective = Objective.from_config(config(Path("base"), Path("out"), algorithm="sfc_shuffled", seed=seed))
+        found: list[float] = objective.weights(MARGINS, PROXY, torch.arange(5), step).tolist()
+        return found
+
+    assert weights(0, 1) == weights(0, 1)
+    assert len({tuple(weights(seed, step)) for seed in range(4) for step in range(4)}) > 8
 
 
 def log_sigmoid(values: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Each training setting reaches what it sets: objective, optimiser, schedule, forwards and gradient clip."""
+"""Each training setting reaches what it sets: branches, objective, optimiser, schedule, forwards, clip, adapters."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
@@ -23,6 +24,38 @@ from tests.training.runs import config
 @pytest.fixture
 def records(world: Path) -> list[Record]:
     return with_pairs(read_records([world / "length" / "train.jsonl"]))[:4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "main_sees", "proxy_sees"),
+    [
+        ({"algorithm": "proxy_balanced"}, True, False),
+        ({"algorithm": "sfc"}, True, False),
+        ({"algorithm": "sfc", "proxy_input": "blank_image"}, True, True),
+        ({"algorithm": "standard"}, True, None),
+        ({"algorithm": "standard", "text_only": True}, False, None),
+    ],
+)
+def test_each_branch_has_pictures_or_none(
+    settings: dict[str, Any],
+    main_sees: bool,
+    proxy_sees: bool | None,
+    tiny_base: Path,
+    tmp_path: Path,
+    records: list[Record],
+) -> None:
+    main, proxy = make_branches(config(tiny_base, tmp_path / "out", **settings))
+    assert [bool(group.pictures) for group in main.encode(records[0])] == [main_sees]
+    seen = None if proxy is None else bool(proxy.encode(records[0])[0].pictures)
+    assert seen is proxy_sees
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "set_to", "steps"), [("proxy_balanced", None, 10), ("sfc", None, 0), ("sfc", 7, 7)]
+)
+def test_the_proxy_is_warmed_up_for_a_tenth_or_as_set(algorithm: str, set_to: int | None, steps: int) -> None:
+    run = config(Path("base"), Path("out"), algorithm=algorithm, proxy_warmup_steps=set_to)
+    assert run.proxy_warmup(100) == steps
 
 
 def test_every_number_has_its_place(tiny_base: Path, tmp_path: Path, records: list[Record]) -> None:
@@ -118,3 +151,19 @@ def test_each_branch_has_its_own_gradient_clip(tiny_base: Path, tmp_path: Path, 
     for found in (calm, spiking):
         assert [found[branch].norm().item() for branch in NAMES] == pytest.approx([0.01, 0.01], rel=1e-3)
     assert calm["main"].equal(spiking["main"])
+
+
+def test_adapters_are_as_set(tiny_base: Path, tmp_path: Path, records: list[Record]) -> None:
+    seen: set[tuple[Any, ...]] = set()
+
+    class Looking(RewardTrainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            for module in model.modules():
+                if isinstance(module, LoraLayer):
+                    seen.add((module.r["default"], module.lora_alpha["default"], module.lora_dropout["default"].p))
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    adapters = {"lora_rank": 2, "lora_alpha": 6, "lora_dropout": 0.25}
+    run = config(tiny_base, tmp_path / "out", algorithm="standard", steps=1, **adapters)
+    train(run, records, *make_branches(run), Looking)
+    assert seen == {(2, 6, 0.25)}

@@ -1,11 +1,13 @@
 """An optimiser step is the same however it is split: by accumulation, by tokens, packed or padded."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from beholder.errors import PromptTooLong
@@ -74,6 +76,15 @@ def test_a_blank_image_proxy_sees_white_and_as_many_images(
 @pytest.fixture
 def items(tiny_base: Path, records: list[Record]) -> list[Item]:
     return Collator(Branch.from_base(str(tiny_base)), None)(list(enumerate(records[:6])))["items"]
+
+
+def test_a_pairs_gap_is_the_difference_of_its_ratings(tiny_base: Path, records: list[Record]) -> None:
+    main = Branch.from_base(str(tiny_base))
+    rated = [replace(records[0], qualities=(2.0, 0.5, 5.0, 2.0)), replace(records[1], qualities=(1.0, 1.0, 1.0, 4.0))]
+    batch = micro_batch(Collator(main, None)(list(enumerate(rated)))["items"], main, None)
+    ratings = torch.tensor([*rated[0].qualities, *rated[1].qualities])
+    assert len(batch.gaps) == 5 + 3
+    assert batch.gaps.equal(ratings[batch.pairs[:, 0]] - ratings[batch.pairs[:, 1]])
 
 
 def test_split_sorts_by_length_and_keeps_the_budget(items: list[Item]) -> None:
