@@ -35,8 +35,8 @@ def add(add_parser: Callable[..., argparse.ArgumentParser], form: dict[str, Any]
     parser.add_argument("--rate", type=positive, metavar="R", help="requests a second: an open loop")
     parser.add_argument("--seconds", type=positive, default=30, metavar="S", help="(default: 30)")
     parser.add_argument("--requests", type=count, metavar="N", help="stop after so many instead")
-    parser.add_argument("--timeout", type=positive, default=300, metavar="S",
-                        help="what is not answered within this has failed (default: 300)")  # fmt: skip
+    parser.add_argument("--timeout", type=positive, default=330, metavar="S",
+                        help="what is not answered within this has failed (default: 330)")  # fmt: skip
     parser.add_argument("--prompts", type=count, default=25, metavar="N", help="different prompts (default: 25)")
     parser.add_argument("--responses", type=count, default=8, metavar="N", help="to each prompt (default: 8)")
     parser.add_argument("--prompt-words", type=count, default=20, metavar="N", help="(default: 20)")

@@ -11,8 +11,8 @@ from beholder.client.base_urls import BaseUrl
 from beholder.errors import EngineUnavailable
 
 READ_BYTES: Final = 2**16
-ANSWER_S: Final = 300.0
-"""The service's own default deadline of a request."""
+ANSWER_S: Final = 330.0
+"""Longer than a service's own default deadline of a request, whose answer is to be seen."""
 
 
 class Answer:
