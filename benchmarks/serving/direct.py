@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from beholder.checkpoint import Checkpoint, read_checkpoint
 from beholder.engine import EngineScore
-from beholder.engine.vllm_loading import core_environment, engine_arguments, prepare_environment
+from beholder.engine.vllm_loading import check_head, core_environment, engine_arguments, prepare_environment
 from beholder.golden import GoldenResult, score_golden
 from beholder.load_test.mix import Mix, items
 from beholder.local import running
@@ -106,10 +106,11 @@ async def _vllm(settings: Settings) -> AsyncIterator[_Scorer]:
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    on_cpu = current_platform.is_cpu()
-    arguments = engine_arguments(settings, read_checkpoint(settings.checkpoint), on_cpu=on_cpu)
+    on_cpu, checkpoint = current_platform.is_cpu(), read_checkpoint(settings.checkpoint)
+    arguments = engine_arguments(settings, checkpoint, on_cpu=on_cpu)
     with core_environment(settings, on_cpu=on_cpu):
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    await check_head(llm, checkpoint)
     yield _AsyncLLM(llm)
     llm.shutdown()
 

@@ -36,10 +36,10 @@ def create_app(settings: Settings, models: Sequence[Model]) -> FastAPI:
     """
     raise_pillows_limit(settings.image_limits)
     metrics = Metrics()
+    images, in_flight = _images(settings, metrics), InFlight(settings.max_in_flight, metrics)
+    lifecycle = Lifecycle(settings, models, in_flight, metrics)  # golden samples are no matter of the score cache
     if cache_bytes := settings.score_cache_bytes // len(models):
         models = [replace(model, engine=CachingEngine(model.engine, cache_bytes, metrics)) for model in models]
-    images, in_flight = _images(settings, metrics), InFlight(settings.max_in_flight, metrics)
-    lifecycle = Lifecycle(settings, models, in_flight, metrics)
     scorers = tuple(Scorer(model, images, metrics) for model in models)
     fingerprints = [model.fingerprint for model in models]
     provider = create_provider(settings.otlp_endpoint, ",".join(fingerprints)) if settings.otlp_endpoint else None

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import beholder.front_watch  # noqa: F401 (processes that vLLM spawns import this module first)
 from beholder.errors import BeholderError, ConfigurationError
 from beholder.flags import parse_map
 from beholder.load_test import command as load_test

@@ -1,19 +1,19 @@
 """Golden samples: hard cases with the float32 scores of the model that is exported, to be reproduced before serving.
 
 Pictures as they are, and the same in forms that decoders and processors disagree on: odd sizes, alpha, EXIF rotation;
-text-only samples; a response with special tokens written in it. golden.py checks them; training and `beholder adopt`
-write them.
+two pictures in one conversation; text-only samples; a response with special tokens written in it. golden.py checks
+them; training and `beholder adopt` write them.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
 from beholder.checkpoint import GOLDEN_FOLDER, GoldenSample, write_golden
-from beholder.errors import CheckpointError
+from beholder.errors import CheckpointError, PromptTooLong
 from beholder.images import load_image_file
 from beholder.prompts import Prompt, PromptRenderer
 
@@ -48,15 +48,22 @@ def write_golden_samples(
         unscored = _text_samples(renderer, sources)
     else:
         unscored = _pictured_samples(folder, renderer, sources)
-    write_golden(folder, [_scored(folder, renderer, score, sample) for sample in unscored])
+    write_golden(folder, list(_scored(folder, renderer, score, unscored)))
 
 
 def _scored(
-    folder: Path, renderer: PromptRenderer, score: Callable[[Prompt], float], sample: GoldenSample
-) -> GoldenSample:
-    images = [load_image_file(folder / GOLDEN_FOLDER / name) for name in sample.images]
-    reward = score(renderer.render(sample.conversation(), sample.response, images))
-    return sample.model_copy(update={"score": reward})
+    folder: Path, renderer: PromptRenderer, score: Callable[[Prompt], float], samples: Sequence[GoldenSample]
+) -> Iterator[GoldenSample]:
+    """With their rewards; without one of several images that is longer than the model is trained for."""
+    for sample in samples:
+        images = [load_image_file(folder / GOLDEN_FOLDER / name) for name in sample.images]
+        try:
+            reward = score(renderer.render(sample.conversation(), sample.response, images))
+        except PromptTooLong:
+            if len(images) > 1:
+                continue
+            raise
+        yield sample.model_copy(update={"score": reward})
 
 
 def _text_samples(renderer: PromptRenderer, sources: Sequence[Source]) -> list[GoldenSample]:
@@ -72,6 +79,7 @@ def _pictured_samples(folder: Path, renderer: PromptRenderer, sources: Sequence[
             samples.append(_sample(Path(name).stem, source, (name,)))
     if not samples:
         raise CheckpointError("none of the held-out records has an image: a golden sample needs one")
+    samples.append(_sample("two-pictures", sources[0], samples[0].images + samples[-1].images))
     samples.append(_sample("text-only", sources[0], ()))
     samples.append(_with_special_tokens(renderer, sources[0], samples[0].images))
     return samples

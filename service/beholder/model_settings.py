@@ -42,6 +42,9 @@ ENGINE_ARGS: Final[dict[str, frozenset[str]]] = {
     "fake": frozenset({"delay_s", "jitter_s", "failure_rate", "die_after", "concurrency"}),
 }
 """What engine_args may hold, by engine; "auto" takes those of the engine that it chooses."""
+QUANTIZATIONS: Final = frozenset({"fp8", "fp8_per_block", "fp8_per_channel", "fp8_per_tensor", "mxfp4", "mxfp8"})
+"""What vLLM makes of a checkpoint's weights while it loads them, all but the reward head's. Its other kinds are for
+weights that were stored so, which no checkpoint has."""
 MEMORY_ARGS: Final = ("gpu_memory_utilization", "kv_cache_memory_bytes")
 """What memory_share divides among several models."""
 ROUNDING: Final = 1e-6
@@ -65,12 +68,14 @@ class ModelSettings(BaseModel):
 
 
 def check_engine_args(place: str, arguments: Mapping[str, Any], engine: str) -> None:
-    """Raises ValueError, which names the `place` of the arguments, where `engine` does not take one."""
+    """Raises ValueError, which names the `place` of the arguments, where `engine` does not take one, or its value."""
     allowed = ENGINE_ARGS[engine]
     if refused := sorted(arguments.keys() - allowed):
         raise ValueError(
             f"{place}: {', '.join(refused)} cannot be set for {engine}; allowed are {', '.join(sorted(allowed))}"
         )
+    if (kind := arguments.get("quantization")) not in (None, *QUANTIZATIONS):
+        raise ValueError(f"{place}: quantization is {kind!r}; allowed are {', '.join(sorted(QUANTIZATIONS))}")
 
 
 def check_own_engine_args(name: str, model: ModelSettings, engine: str) -> None:

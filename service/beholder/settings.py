@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     """The engine's own arguments, as YAML or JSON: of vLLM those that change speed and memory, such as
     {gpu_memory_utilization: 0.8, tensor_parallel_size: 2}; of transformers max_batch_tokens, patience_s and
     image_cache_bytes. What is unknown is refused with the list."""
+    engine_stall_s: float = Field(default=600, ge=0)
+    """Seconds for which vLLM may have samples and finish no step of their computation: then it hangs, and is ended, and
+    the process with it. 0 waits for ever."""
     verify_files: bool = True
     """Compare every file with its recorded sha256 before the engine loads it."""
 

@@ -1,10 +1,12 @@
 """`beholder serve` as a process of its own, on a free port."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ FLAGS = ["--port", "0", "--max-model-len", "1024", "--engine-args", "{num_gpu_bl
 class Service:
     """A running `beholder serve`."""
 
-    def __init__(self, checkpoint: Path, log: Path, *flags: str) -> None:
+    def __init__(self, checkpoint: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.log = log
         command = [sys.executable, "-m", "beholder.cli", "serve", str(checkpoint), *FLAGS, *flags]
         with log.open("w") as file:
-            self.process = subprocess.Popen(command, stderr=file, stdout=file)
+            self.process = subprocess.Popen(
+                command, stderr=file, stdout=file, env={**os.environ, **(environment or {})}
+            )
         self.started = time.monotonic()
         self._wait(lambda: "listening on" in log.read_text())
         listening = re.search(r"listening on (\S+)", log.read_text())
@@ -31,6 +35,9 @@ class Service:
 
     def wait_ready(self) -> None:
         self._wait(lambda: httpx.get(f"{self.url}/readyz", timeout=START_S).status_code == 200)
+
+    def wait_logged(self, text: str) -> None:
+        self._wait(lambda: text in self.log.read_text())
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

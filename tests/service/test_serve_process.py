@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -17,11 +18,29 @@ import pytest
 from beholder.checkpoint import Checkpoint
 from beholder.cli import main
 from beholder.client import RewardClient
+from beholder.engine.vllm import LOADING_STOP_S
+from beholder.front_watch import began
 from tests.service.process import START_S, STOP_S, Service
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
+DRAINED_S = 10
+SLOW_LOADING = """
+import sys, threading, time
+
+def slow():
+    while not hasattr(core := getattr(sys.modules.get("vllm.v1.engine.core"), "EngineCore", None), LAST):
+        time.sleep(0.005)
+    def wait(self, config):
+        print("the core loads", file=sys.stderr, flush=True)
+        for _ in range(300):
+            time.sleep(1)
+    setattr(core, LAST, wait)
+
+LAST = "_initialize_kv_caches"
+threading.Thread(target=slow, daemon=True).start()
+"""
 RESPONSES = [f"It is answer number {number} of eight." for number in range(8)]
 
 
@@ -157,6 +176,68 @@ def test_the_death_of_the_engine_ends_the_process(service: Service) -> None:
     assert all(end == 503 or isinstance(end, httpx.TransportError) for end in ends)
     assert service.process.wait(STOP_S) == 1
     assert "the engine died" in service.log.read_text()
+
+
+def test_a_kill_of_the_process_ends_its_engine(service: Service) -> None:
+    (core,) = service.cores()
+    service.process.kill()
+    service.process.wait()
+    assert ended(core)
+
+
+def test_an_engine_that_hangs_ends_and_the_process_with_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    service = Service(tiny_checkpoint, tmp_path / "log", "--engine-stall-s", "3")
+    service.wait_ready()
+    (core,) = service.cores()
+    os.kill(core, signal.SIGSTOP)
+    try:
+        time.sleep(4)
+        assert httpx.get(f"{service.url}/readyz").status_code == 200, "nothing is asked for"
+        answer = httpx.post(f"{service.url}/score", json={"prompt": "p", "response": "r"}, timeout=STOP_S)
+        assert (answer.status_code, answer.json()["code"]) == (503, "engine-unavailable")
+        assert service.process.wait(STOP_S) == 1
+        assert "computed nothing (engine_stall_s)" in service.log.read_text()
+        assert ended(core)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(core, signal.SIGKILL)
+        service.process.kill()
+        service.process.wait()
+
+
+@pytest.fixture
+def loading(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Service]:
+    """A service whose core loads, and goes on for minutes."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SLOW_LOADING)
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    service = Service(tiny_checkpoint, tmp_path / "log", environment={"PYTHONPATH": path})
+    service.wait_logged("the core loads")
+    yield service
+    service.process.kill()
+    service.process.wait()
+
+
+def test_sigterm_does_not_wait_until_weights_are_loaded(loading: Service) -> None:
+    (core,) = loading.cores()
+    loading.process.send_signal(signal.SIGTERM)
+    assert loading.process.wait(LOADING_STOP_S + DRAINED_S) == 0, loading.log.read_text()
+    assert ended(core)
+
+
+def test_a_kill_while_weights_load_ends_the_engine(loading: Service) -> None:
+    (core,) = loading.cores()
+    loading.process.kill()
+    loading.process.wait()
+    assert ended(core)
+
+
+def ended(core: int) -> bool:
+    """Whether the process is gone within a few seconds; a zombie is."""
+    deadline = time.monotonic() + 10
+    while (running := began(core) is not None) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not running
 
 
 def test_sigterm_while_loading_ends_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:

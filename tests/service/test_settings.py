@@ -56,6 +56,13 @@ def test_wrong_values_are_named(flags: dict[str, object], message: str) -> None:
         load_settings(flags)
 
 
+def test_a_quantization_that_checkpoints_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="engine_args: quantization is 'awq'; allowed are fp8, "):
+        load_settings({"checkpoint": "x", "engine": "vllm", "engine_args": {"quantization": "awq"}})
+    settings = load_settings({"checkpoint": "x", "engine": "vllm", "engine_args": {"quantization": "fp8_per_channel"}})
+    assert settings.engine_args == {"quantization": "fp8_per_channel"}
+
+
 def test_lists_and_statuses_come_from_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEHOLDER_IMAGE_URL_HOSTS", "a.example, *.b.example")
     settings = load_settings({"checkpoint": "runs/reward/", "shed_status": "429", "model_names": "one"})

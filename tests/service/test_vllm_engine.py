@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from beholder.checkpoint import Checkpoint
-from beholder.engine import EngineScore
+from beholder.engine import EngineScore, vllm_loading
 from beholder.engine.choosing import create_engine
 from beholder.engine.vllm import VllmEngine, _read
 from beholder.engine.vllm_loading import (
@@ -33,11 +33,13 @@ from beholder.errors import (
     EngineUnavailable,
     ImageError,
     ImageMismatch,
-    InvalidRequest,
     PromptTooLong,
+    TooManyImages,
 )
+from beholder.front_watch import FRONT, this_process
 from beholder.golden import require_passed, score_golden
 from beholder.images import ImageLimits, LoadedImage, load_image, load_image_file
+from beholder.model_settings import QUANTIZATIONS
 from beholder.prompts import IMAGE, Prompt, PromptRenderer, Turn, single_turn
 from beholder.settings import Settings, load_settings
 
@@ -205,7 +207,7 @@ async def test_placeholders_and_images_must_agree(
 
 
 async def test_more_images_than_configured(vllm: VllmEngine, renderer: PromptRenderer, image: LoadedImage) -> None:
-    with pytest.raises(InvalidRequest, match="3 images, at most 2"):
+    with pytest.raises(TooManyImages, match="3 images, at most 2"):
         await vllm.score(renderer.render(single_turn("p", 3), "r", [image] * 3))
 
 
@@ -379,9 +381,9 @@ def test_only_a_core_on_the_cpu_inherits_the_processors(
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with core_environment(engine_settings, on_cpu=False):
-        assert os.environ == before
+        assert os.environ == before | {FRONT: this_process()}
     with core_environment(engine_settings, on_cpu=True):
-        assert os.environ == before | WAITING | {"OMP_NUM_THREADS": "2"}
+        assert os.environ == before | WAITING | {FRONT: this_process(), "OMP_NUM_THREADS": "2"}
     assert os.environ == before
 
 
@@ -423,6 +425,63 @@ def test_a_model_takes_its_share_of_the_memory(engine_settings: Settings, checkp
     assert memory(cache, on_cpu=True, share=None) == 2 * 2**30
     assert memory(cache, on_cpu=True, share=0.25) == 2**29
     assert memory(cache, on_cpu=True, share=0.5, kv_cache_memory_bytes=2**30) == 2**29
+
+
+def test_the_image_cache_takes_a_gibibyte_for_all_models_unless_somebody_says_it(
+    engine_settings: Settings, checkpoint: Checkpoint
+) -> None:
+    def cache(share: float | None, **engine_args: float) -> Any:
+        settings = engine_settings.model_copy(update={"engine_args": engine_args, "memory_share": share})
+        return engine_arguments(settings, checkpoint, on_cpu=True)["mm_processor_cache_gb"]
+
+    assert cache(None) == 1
+    assert cache(0.25) == 0.25
+    assert cache(0.25, mm_processor_cache_gb=3) == 3
+
+
+async def test_images_that_exceed_the_cache_score_the_same(
+    tiny_checkpoint: Path, checkpoint: Checkpoint, renderer: PromptRenderer
+) -> None:
+    """Two of a conversation together, and one alone."""
+    cache = {"mm_processor_cache_gb": 6 * 128 * 128 * 1.5 / 2**30, "num_gpu_blocks_override": 512}
+    settings = load_settings({"checkpoint": tiny_checkpoint, "max_model_len": MAX_TOKENS, "engine_args": cache})
+    engine = create_engine(settings, checkpoint)
+    await engine.start()
+    try:
+        for shown in ([picture((128, 128)), picture((128, 128), (30, 30, 200))], [picture((300, 300))]):
+            conversation = single_turn("Which?", len(shown))
+            prompts = [renderer.render(conversation, response, shown) for response in RESPONSES]
+            together = await asyncio.gather(*map(engine.score, prompts))
+            alone = [await engine.score(prompt, fresh=True) for prompt in prompts]
+            assert [one.logit for one in together] == pytest.approx([one.logit for one in alone], abs=1e-4)
+    finally:
+        await engine.stop()
+
+
+def test_the_kinds_of_quantization_are_those_that_vllm_makes_while_it_loads() -> None:
+    from vllm.config.quantization import _ONLINE_SHORTHANDS
+
+    assert QUANTIZATIONS - {"fp8"} == {name for name, kind in _ONLINE_SHORTHANDS.items() if kind.linear is not None}
+
+
+async def test_the_reward_head_is_never_quantized(
+    engine_settings: Settings, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {**engine_settings.engine_args, "quantization": "fp8_per_channel"}
+    settings = engine_settings.model_copy(update={"dtype": "bfloat16", "engine_args": arguments})
+    engine = create_engine(settings, checkpoint)
+    try:
+        await engine.start()
+    finally:
+        await engine.stop()
+    monkeypatch.setattr(vllm_loading, "HEADS", [])
+    engine = create_engine(settings, checkpoint)
+    try:
+        with pytest.raises(ConfigurationError, match=r"reward head of .* otherwise than it is stored \(Fp8"):
+            await engine.start()
+        assert not engine.healthy
+    finally:
+        await engine.stop()
 
 
 @pytest.mark.parametrize(

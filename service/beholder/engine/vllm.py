@@ -7,8 +7,9 @@ vLLM is imported when the engine starts, not with this module: that takes second
 """
 
 import asyncio
+import logging
 import math
-import multiprocessing
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
@@ -19,7 +20,8 @@ from beholder.checkpoint import Checkpoint
 from beholder.engine import Activity, EngineScore
 from beholder.engine.expanded_prefixes import ExpandedPrefixes, Key
 from beholder.engine.refused_pictures import refused_picture
-from beholder.engine.vllm_loading import load, prepare_environment
+from beholder.engine.vllm_core import Core
+from beholder.engine.vllm_loading import check_head, load, prepare_environment
 from beholder.engine.vllm_metrics import drop_metrics, keep_metrics
 from beholder.error_lines import last_line
 from beholder.errors import (
@@ -30,6 +32,7 @@ from beholder.errors import (
     InvalidRequest,
     Overloaded,
     PromptTooLong,
+    TooManyImages,
 )
 from beholder.prompts import Prompt, read_image_token_id
 
@@ -38,6 +41,10 @@ if TYPE_CHECKING:
 
 STOP_TIMEOUT_S: Final = 30
 """vLLM's processes take about five seconds to leave; its own limit is five."""
+LOADING_STOP_S: Final = 3
+"""For a core that has all but loaded to leave by itself; until it has loaded it heeds no SIGTERM."""
+
+_log = logging.getLogger(__name__)
 
 
 class _ImageNotSent(Exception):
@@ -56,6 +63,9 @@ class VllmEngine:
         self._checkpoint = checkpoint
         self._image_token_id = read_image_token_id(checkpoint.folder)
         self._loading: asyncio.Future[Any] | None = None
+        self._core: Core
+        self._stall_watch: asyncio.Task[None] | None = None
+        self._hangs = False
         self._llm: Any = None
         self._params: Any = None
         self._metrics: CollectorRegistry | None = None
@@ -68,19 +78,25 @@ class VllmEngine:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._loading = loop.run_in_executor(None, load, self._settings, self._checkpoint, self.activity)
+        core = self._core = Core()
+        self._loading = loop.run_in_executor(None, load, self._settings, self._checkpoint, self.activity, core.on_step)
         try:
-            self._llm = await asyncio.shield(self._loading)
+            llm = await asyncio.shield(self._loading)
+            core.loaded()
+            await check_head(llm, self._checkpoint)
         except BeholderError:
             raise
         except Exception as error:
             raise EngineError(f"vLLM does not load {self._checkpoint.folder}: {last_line(error)}") from error
+        self._llm = llm
         self._metrics = keep_metrics()
         from vllm import PoolingParams
 
         self._params = PoolingParams(task="classify", use_activation=False)
         self._max_tokens = self._llm.model_config.max_model_len
         self._prefixes = ExpandedPrefixes(self._image_token_id, self._llm.renderer.mm_processor_cache)
+        if limit_s := self._settings.engine_stall_s:
+            self._stall_watch = loop.create_task(self._end_when_stalled(limit_s))
 
     @property
     def max_tokens(self) -> int:
@@ -88,7 +104,15 @@ class VllmEngine:
 
     @property
     def healthy(self) -> bool:
-        return self._llm is not None and not self._llm.errored
+        return self._llm is not None and not self._hangs and not self._llm.errored
+
+    async def _end_when_stalled(self, limit_s: float) -> None:
+        await self._core.stalled(limit_s)
+        _log.error(
+            "vLLM has had samples for %g s and computed nothing (engine_stall_s): it hangs and is ended", limit_s
+        )
+        self._hangs = True
+        self._core.kill()
 
     async def score(self, prompt: Prompt, *, fresh: bool = False) -> EngineScore:
         if not self.healthy:
@@ -115,6 +139,8 @@ class VllmEngine:
         raise EngineError(f"vLLM failed the request again and again: {cause}")
 
     async def stop(self) -> None:
+        if self._stall_watch is not None:
+            self._stall_watch.cancel()
         await self._stop_loading()
         llm, self._llm = self._llm, None
         metrics, self._metrics = self._metrics, None
@@ -129,12 +155,17 @@ class VllmEngine:
 
     async def _stop_loading(self) -> None:
         """A thread cannot be cancelled, but it gives up when the processes that it waits for are gone."""
-        while self._loading is not None and not self._loading.done():
-            for process in multiprocessing.active_children():
-                process.terminate()
-            await asyncio.sleep(0.1)
         loading, self._loading = self._loading, None
-        if loading is not None and loading.exception() is None:
+        if loading is None:
+            return
+        if not loading.done():
+            self._core.terminate()
+        deadline = time.monotonic() + LOADING_STOP_S
+        while not loading.done():
+            if time.monotonic() > deadline:
+                self._core.kill()
+            await asyncio.sleep(0.1)
+        if loading.exception() is None:
             self._llm = loading.result()
 
     def _check(self, prompt: Prompt) -> None:
@@ -142,7 +173,7 @@ class VllmEngine:
         if places != len(prompt.images):
             raise ImageMismatch(f"the prompt has {places} image placeholders but {len(prompt.images)} images")
         if places > self._settings.max_images:
-            raise InvalidRequest(
+            raise TooManyImages(
                 f"the conversation has {places} images, at most {self._settings.max_images} are accepted"
             )
         self._check_length(len(prompt.token_ids))
@@ -161,8 +192,9 @@ class VllmEngine:
         try:
             rendered = await self._render(prompt, salt)
             self._check_length(len(rendered["prompt_token_ids"]))
-            async for output in self._llm.encode(rendered, self._params, request_id=uuid.uuid4().hex):
-                result = output
+            with self._core.holding_sample():
+                async for output in self._llm.encode(rendered, self._params, request_id=uuid.uuid4().hex):
+                    result = output
         except (BeholderError, _ImageNotSent):
             raise
         except Exception as error:

@@ -7,7 +7,7 @@ checked for it.
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from beholder.checkpoint import Checkpoint
 from beholder.engine import Activity
+from beholder.engine.vllm_worker import WorkerExtension
 from beholder.errors import ConfigurationError
+from beholder.front_watch import FRONT, this_process
 from beholder.prompts import read_image_token_id
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ CPU_DEFAULTS: Final[dict[str, Any]] = {
     "block_size": 32,  # a multiple of 32; vLLM's default of 128 wastes short prompts
     "kv_cache_memory_bytes": 2 * 2**30,  # otherwise nine tenths of the machine's memory
 }
+IMAGE_CACHE_GB: Final = 1.0
+"""GiB of processed images in the core, where vLLM would keep four for each model. The responses to a prompt find their
+images here; those of one conversation that are larger together are processed again for each response."""
+HEADS: Final = ["score", "*.score"]
+"""The reward head's names in vLLM, which has it in the language model of some: what is not quantized."""
 LEAST_STEP_TOKENS: Final = 2048
 """vLLM's own for a server on a CPU."""
 STEP_BYTES: Final = 16 * 2**20
@@ -64,15 +71,15 @@ def prepare_environment(settings: "Settings") -> None:
         os.environ.setdefault(name, value)
 
 
-def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> Any:
-    """The loaded AsyncLLM, which keeps `activity` up to date; blocks for as long as loading takes."""
+def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity, on_step: Callable[[], None]) -> Any:
+    """The loaded AsyncLLM, which keeps `activity` up to date and calls `on_step`; blocks while it loads."""
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     on_cpu = current_platform.is_cpu()
     arguments = engine_arguments(settings, checkpoint, on_cpu=on_cpu)
-    loggers: list[Any] = [partial(_StepLog, activity)]
+    loggers: list[Any] = [partial(_StepLog, activity, on_step)]
     with core_environment(settings, on_cpu=on_cpu):
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
     try:
@@ -85,11 +92,11 @@ def load(settings: "Settings", checkpoint: Checkpoint, activity: Activity) -> An
 
 @contextmanager
 def core_environment(settings: "Settings", *, on_cpu: bool) -> Iterator[None]:
-    """What a core on the CPU that starts in this block inherits: it computes on all processors.
+    """What a core that starts in this block inherits: whom to end with and, on the CPU, to compute on all processors.
 
     Not this process, where vLLM would process pictures on as many threads.
     """
-    added = _core_variables() if on_cpu and computes_in_one_process(settings) else {}
+    added = {FRONT: this_process()} | (_core_variables() if on_cpu and computes_in_one_process(settings) else {})
     os.environ.update(added)
     try:
         yield
@@ -108,11 +115,15 @@ def _core_variables() -> dict[str, str]:
 class _StepLog:
     """What vLLM calls after each step of its scheduler (vllm.v1.metrics.loggers.StatLoggerBase, without its import)."""
 
-    def __init__(self, activity: Activity, vllm_config: Any, engine_index: int = 0) -> None:
+    def __init__(
+        self, activity: Activity, on_step: Callable[[], None], vllm_config: Any, engine_index: int = 0
+    ) -> None:
         self._activity = activity
+        self._on_step = on_step
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *others: Any, **more: Any) -> None:
         if scheduler_stats is not None:
+            self._on_step()
             self._activity.running = scheduler_stats.num_running_reqs
             self._activity.waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
         if iteration_stats is not None and iteration_stats.finished_requests:
@@ -135,6 +146,7 @@ def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bo
     chosen = {
         "max_num_batched_tokens": _step_tokens(checkpoint.folder, dtype, max_tokens) if on_cpu else max_tokens,
         "enable_prefix_caching": True,
+        "mm_processor_cache_gb": IMAGE_CACHE_GB * (settings.memory_share or 1),
         **(_cpu_defaults(settings) if on_cpu else {}),
         **settings.engine_args,
     }
@@ -146,7 +158,9 @@ def engine_arguments(settings: "Settings", checkpoint: Checkpoint, *, on_cpu: bo
         "runner": "pooling",
         "dtype": dtype,
         "max_model_len": max_tokens,
+        **({"quantization_config": {"ignore": HEADS}} if chosen.get("quantization") else {}),
         **(_image_arguments(settings, checkpoint) if read_image_token_id(checkpoint.folder) is not None else {}),
+        "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         "trust_remote_code": False,
         "disable_log_stats": False,
         "use_tqdm_on_load": False,
@@ -215,4 +229,14 @@ def _check_image_backend(llm: Any, checkpoint: Checkpoint) -> None:
         raise ConfigurationError(
             f"{checkpoint.folder} was trained with the {pinned} image backend, this installation gives {found}: "
             "install torchvision as `beholder[vllm]` has it"
+        )
+
+
+async def check_head(llm: Any, checkpoint: Checkpoint) -> None:
+    """vLLM would quantize the reward head too, which moves every reward. Raises ConfigurationError."""
+    methods = {name for names in await llm.collective_rpc("reward_head_methods") for name in names}
+    if methods != {"UnquantizedLinearMethod"}:
+        raise ConfigurationError(
+            f"vLLM keeps the reward head of {checkpoint.folder} otherwise than it is stored "
+            f"({', '.join(methods) or 'it has none'}): serve without the engine argument quantization"
         )
