@@ -357,6 +357,32 @@ def test_engine_args_win_where_they_may(engine_settings: Settings, checkpoint: C
     assert "enforce_eager" not in engine_arguments(settings, checkpoint, on_cpu=False)
 
 
+def test_the_kinds_of_quantization_are_those_that_vllm_makes_while_it_loads() -> None:
+    from vllm.config.quantization import _ONLINE_SHORTHANDS
+
+    assert QUANTIZATIONS - {"fp8"} == {name for name, kind in _ONLINE_SHORTHANDS.items() if kind.linear is not None}
+
+
+async def test_the_reward_head_is_never_quantized(
+    engine_settings: Settings, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {**engine_settings.engine_args, "quantization": "fp8_per_channel"}
+    settings = engine_settings.model_copy(update={"dtype": "bfloat16", "engine_args": arguments})
+    engine = create_engine(settings, checkpoint)
+    try:
+        await engine.start()
+    finally:
+        await engine.stop()
+    monkeypatch.setattr(vllm_loading, "HEADS", [])
+    engine = create_engine(settings, checkpoint)
+    try:
+        with pytest.raises(ConfigurationError, match=r"reward head of .* otherwise than it is stored \(Fp8"):
+            await engine.start()
+        assert not engine.healthy
+    finally:
+        await engine.stop()
+
+
 def test_a_small_machine_computes_in_one_process(
     engine_settings: Settings, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,32 +480,6 @@ async def test_images_that_exceed_the_cache_score_the_same(
             together = await asyncio.gather(*map(engine.score, prompts))
             alone = [await engine.score(prompt, fresh=True) for prompt in prompts]
             assert [one.logit for one in together] == pytest.approx([one.logit for one in alone], abs=1e-4)
-    finally:
-        await engine.stop()
-
-
-def test_the_kinds_of_quantization_are_those_that_vllm_makes_while_it_loads() -> None:
-    from vllm.config.quantization import _ONLINE_SHORTHANDS
-
-    assert QUANTIZATIONS - {"fp8"} == {name for name, kind in _ONLINE_SHORTHANDS.items() if kind.linear is not None}
-
-
-async def test_the_reward_head_is_never_quantized(
-    engine_settings: Settings, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = {**engine_settings.engine_args, "quantization": "fp8_per_channel"}
-    settings = engine_settings.model_copy(update={"dtype": "bfloat16", "engine_args": arguments})
-    engine = create_engine(settings, checkpoint)
-    try:
-        await engine.start()
-    finally:
-        await engine.stop()
-    monkeypatch.setattr(vllm_loading, "HEADS", [])
-    engine = create_engine(settings, checkpoint)
-    try:
-        with pytest.raises(ConfigurationError, match=r"reward head of .* otherwise than it is stored \(Fp8"):
-            await engine.start()
-        assert not engine.healthy
     finally:
         await engine.stop()
 

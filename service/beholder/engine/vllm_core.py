@@ -61,12 +61,16 @@ class Core:
 
     def kill(self) -> None:
         """End it with its workers at once."""
-        from vllm.utils.system_utils import kill_process_tree
-
         for process in self._processes():
-            if process.pid is not None:
-                kill_process_tree(process.pid)
+            _kill_tree(process)
 
     def _processes(self) -> list[BaseProcess]:
         living = multiprocessing.active_children()
         return [each for each in living if (each not in self._others if self._own is None else each in self._own)]
+
+
+def _kill_tree(process: BaseProcess) -> None:
+    from vllm.utils.system_utils import kill_process_tree  # a process of vLLM's is there, so vLLM is imported
+
+    if process.pid is not None:
+        kill_process_tree(process.pid)

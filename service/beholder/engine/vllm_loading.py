@@ -40,8 +40,6 @@ CPU_DEFAULTS: Final[dict[str, Any]] = {
 IMAGE_CACHE_GB: Final = 1.0
 """GiB of processed images in the core, where vLLM would keep four for each model. The responses to a prompt find their
 images here; those of one conversation that are larger together are processed again for each response."""
-HEADS: Final = ["score", "*.score"]
-"""The reward head's names in vLLM, which has it in the language model of some: what is not quantized."""
 LEAST_STEP_TOKENS: Final = 2048
 """vLLM's own for a server on a CPU."""
 STEP_BYTES: Final = 16 * 2**20
@@ -53,6 +51,8 @@ with 80M weights, a seventh less."""
 EXACT_FLOAT32: Final = {"TRITON_F32_DEFAULT": "ieee", "NVIDIA_TF32_OVERRIDE": "0"}
 """On CUDA neither vLLM's Triton kernels (its attention in float32) nor cuDNN round float32 to TF32's ten bits, which
 would move a reward by more than golden samples allow. No other dtype is concerned."""
+HEADS: Final = ["score", "*.score"]
+"""The reward head's names in vLLM, which has it in the language model of some: what is not quantized."""
 
 
 def prepare_environment(settings: "Settings") -> None:
