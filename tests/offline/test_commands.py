@@ -8,7 +8,7 @@ import pytest
 
 from beholder.cli import main
 from tests.offline.scoring import read, write
-from tests.training.hostile import write_hostile
+from tests.training.hostile import BAD, write_hostile
 
 
 @pytest.mark.parametrize("command", ["score-file", "select"])
@@ -26,7 +26,7 @@ def test_score_file_prints_a_summary(tiny_checkpoint: Path, tmp_path: Path, caps
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "the fake engine's scores mean nothing" in printed.err
-    assert "responses of 62 records scored, " in printed.err
+    assert f"responses of {2 * len(BAD)} records scored, " in printed.err
     assert "3 missing-response" in printed.err
     assert read(tmp_path / "out.jsonl")[0]["line"] == 1
 
