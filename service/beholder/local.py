@@ -4,16 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from beholder.checkpoint import Checkpoint, read_checkpoint, verify_files
 from beholder.client import Ranking
-from beholder.engine import Engine, EngineScore
+from beholder.engine import Engine
 from beholder.engine.choosing import create_engine
 from beholder.errors import TooManyImages
 from beholder.golden import GoldenResult, require_passed, score_golden
-from beholder.images import LoadedImage, load_image_file
-from beholder.prompts import Conversation, PromptRenderer, single_turn
+from beholder.images import load_image_file
+from beholder.prompts import PromptRenderer, single_turn
 from beholder.rewards import best_first, normalize, ranks
 from beholder.settings import Settings
 from beholder.truncation import score_fitting
@@ -30,9 +31,9 @@ async def rank_locally(settings: Settings, prompt: str, images: Sequence[Path], 
     loaded = [load_image_file(path, settings.image_limits) for path in images]
     conversation = single_turn(prompt, len(loaded))
     async with trusted(settings) as (engine, checkpoint, renderer):
-        results = await asyncio.gather(
-            *(_score(settings, engine, renderer, conversation, response, loaded) for response in responses)
-        )
+        score = partial(score_fitting, engine.score, renderer, conversation, truncate=settings.overlong == "truncate")
+        prompts = [renderer.render(conversation, response, loaded) for response in responses]
+        results = await asyncio.gather(*map(score, responses, prompts))
     scores = [result.logit for result in results]
     order = best_first(scores)
     calibration = checkpoint.manifest.calibration
@@ -47,20 +48,6 @@ async def rank_locally(settings: Settings, prompt: str, images: Sequence[Path], 
         prompt_tokens=sum(result.prompt_tokens for result in results),
         cached_tokens=sum(result.cached_tokens for result in results),
     )
-
-
-async def _score(
-    settings: Settings,
-    engine: Engine,
-    renderer: PromptRenderer,
-    conversation: Conversation,
-    response: str,
-    images: Sequence[LoadedImage],
-) -> EngineScore:
-    prompt = renderer.render(conversation, response, images)
-    if settings.overlong == "refuse":
-        return await engine.score(prompt)
-    return await score_fitting(engine.score, renderer, conversation, response, prompt)
 
 
 async def golden_locally(settings: Settings) -> list[GoldenResult]:

@@ -81,6 +81,11 @@ _SENTINEL_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
 _Shape = tuple[tuple[Role, tuple[bool, ...]], ...]  # a conversation without its texts; True is an image slot
 _REWRITTEN: Final = ("  a\t", "\n\na\n\n", "<think>\na\n</think>\n\na", "a</think>a", "<image> [INST] a </s>")
 """Texts that chat templates are known to write otherwise than they are given."""
+_PROBED: Final[tuple[_Shape, ...]] = tuple(
+    tuple((role, (False,)) for role in roles)
+    for roles in (("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2)
+)
+"""Conversations in which that is tried."""
 
 
 class PromptRenderer:
@@ -265,12 +270,6 @@ class PromptRenderer:
             raise CheckpointError(
                 f"the chat template gives an image {whole.count(self.image_token_id)} placeholders, not 1"
             )
-
-
-_PROBED: Final[tuple[_Shape, ...]] = tuple(
-    tuple((role, (False,)) for role in roles)
-    for roles in (("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2)
-)
 
 
 def _text_count(shape: _Shape) -> int:

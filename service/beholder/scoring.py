@@ -158,9 +158,14 @@ class Scorer:
 
     async def _score(self, sample: Sample, prompt: Prompt) -> EngineScore:
         with _naming(sample.place), self._metrics.stages.labels("engine").time():
-            if not self._cuts:
-                return await self._score_prompt(prompt)
-            return await score_fitting(self._score_prompt, self._renderer, sample.conversation, sample.response, prompt)
+            return await score_fitting(
+                self._score_prompt,
+                self._renderer,
+                sample.conversation,
+                sample.response,
+                prompt,
+                truncate=self._cuts,
+            )
 
     async def _score_prompt(self, prompt: Prompt) -> EngineScore:
         self._require_fit(prompt)

@@ -54,8 +54,11 @@ async def score_fitting(
     conversation: Conversation,
     response: str,
     prompt: Prompt,
+    *,
+    truncate: bool,
 ) -> EngineScore:
-    """The score of `prompt`, which is that of `conversation` and `response`, or of a shorter one where it is too long.
+    """The score of `prompt`, which is that of `conversation` and `response`; or, where it is too long and to `truncate`
+    is allowed, that of a shorter one.
 
     Images are known to be as large only once the engine has expanded them, so this may take several tries. Raises
     PromptTooLong when none fits.
@@ -63,6 +66,8 @@ async def score_fitting(
     try:
         return await score_prompt(prompt)
     except PromptTooLong as error:
+        if not truncate:
+            raise
         return await _score_shortened(score_prompt, renderer, conversation, response, prompt.images, error)
 
 

@@ -32,6 +32,19 @@ def renderer(tiny_checkpoint: Path) -> PromptRenderer:
     return PromptRenderer.from_folder(tiny_checkpoint)
 
 
+@pytest.fixture(scope="module")
+def engine_settings(tiny_checkpoint: Path) -> Settings:
+    """A vLLM of short prompts and little memory."""
+    return load_settings(
+        {
+            "checkpoint": tiny_checkpoint,
+            "max_model_len": 1024,
+            "max_images": 2,
+            "engine_args": {"num_gpu_blocks_override": 512},
+        }
+    )
+
+
 @pytest.fixture
 def settings(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Without a score cache, so that every request reaches the engine; tests/service/test_score_cache.py has one."""

@@ -125,9 +125,9 @@ class EngineScorer:
         return self._of_score(await self._score_item(item))
 
     async def _score_item(self, item: _Item) -> EngineScore:
-        if not self._cuts:
-            return await self._engine.score(item.prompt)
-        return await score_fitting(self._engine.score, self._renderer, item.conversation, item.response, item.prompt)
+        return await score_fitting(
+            self._engine.score, self._renderer, item.conversation, item.response, item.prompt, truncate=self._cuts
+        )
 
     def _of_score(self, score: EngineScore) -> Outcome:
         normalized = normalize([score.logit], self._calibration)[0] if self._calibration else None
